@@ -1,0 +1,65 @@
+"""A Ray to work on: the one at `RAY_ADDRESS`, or a local one that ends with the work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+
+OBJECT_STORE_BYTES = 256 * 2**20  # trainings pass no data through Ray
+CONNECT_SECONDS = 5.0
+
+
+@contextmanager
+def ray_session() -> Iterator[str]:
+    """Uses the cluster at `RAY_ADDRESS`, or starts a local Ray that ends with the body. Yields the job's id.
+
+    Raises:
+        ValueError: nobody answers at `RAY_ADDRESS`.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    require_answer(address)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ValueError(unreachable(address, str(error).splitlines()[0])) from error
+    try:
+        yield ray.get_runtime_context().get_job_id()
+    finally:
+        ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Checks within seconds that somebody listens at a Ray address; Ray itself would try for a minute."""
+    if address in ("local", "auto"):
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise ValueError(
+            f"RAY_ADDRESS {address!r} is not an address: write HOST:PORT, ray://HOST:PORT or auto"
+        )
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(unreachable(address, str(error))) from error
+
+
+def unreachable(address: str, reason: str) -> str:
+    """The sentence for a cluster that does not answer."""
+    return (
+        f"no Ray cluster answers at RAY_ADDRESS {address!r} ({reason}): "
+        "start it, correct the address, or unset it"
+    )

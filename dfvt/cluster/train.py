@@ -1,0 +1,138 @@
+"""A training under Ray Train: the workers call the engine, this process listens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any, Literal
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.queue import Queue
+
+from dfvt.cluster.listeners import QueueRelay, replay
+from dfvt.engine.callbacks import Callback
+from dfvt.engine.console import quiet_libraries
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What one training under Ray needs.
+
+    Attributes:
+        config: the whole mmdet config as text.
+        work_dir: folder of the resumable state and the results, on a file system that every worker sees.
+        seed: see `dfvt.engine.train.train`.
+        num_workers: processes; GPU workers have one GPU each, CPU workers an equal share of the cores.
+        use_gpu: `auto` uses GPUs when the cluster has enough.
+        lineage: goes into the checkpoint's meta data.
+    """
+
+    config: str
+    work_dir: Path
+    seed: int
+    num_workers: int
+    use_gpu: bool | Literal["auto"]
+    lineage: dict[str, str]
+
+
+def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
+    """Runs a training on the connected Ray; `callbacks` are called in this process.
+
+    Raises:
+        ValueError: the input is at fault, or the cluster cannot hold the workers.
+        RuntimeError: the training failed.
+    """
+    scaling = scaling_of(job)
+    events = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "events": events},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            storage_path=str(job.work_dir / "ray"), failure_config=FailureConfig(max_failures=0)
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the calling thread
+            failure.append(error)
+
+    # In a thread of its own: in the main thread Ray Train would turn Ctrl-C into a success.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive() or not events.empty():
+        try:
+            event = events.get(timeout=0.5)
+        except Empty:
+            continue
+        for callback in callbacks:
+            replay(event, callback)
+    thread.join()
+    if failure:
+        raise explained(failure[0]) from failure[0]
+
+
+def scaling_of(job: TrainingJob) -> ScalingConfig:
+    """Workers and their resources on the connected cluster.
+
+    Raises:
+        ValueError: the cluster has fewer GPUs or CPUs than the workers need.
+    """
+    resources = ray.cluster_resources()
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
+    use_gpu = num_gpus >= job.num_workers if job.use_gpu == "auto" else job.use_gpu
+    if use_gpu and num_gpus < job.num_workers:
+        raise ValueError(
+            f"train.num_workers is {job.num_workers} with train.use_gpu, but Ray has {num_gpus} GPUs: "
+            "lower num_workers or set train.use_gpu to false"
+        )
+    if num_cpus < 1:
+        raise ValueError("the Ray cluster has no CPUs for the training's workers: add a node with some")
+    share = num_cpus / job.num_workers
+    return ScalingConfig(
+        num_workers=job.num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": int(share) if share >= 1 else share, **({"GPU": 1} if use_gpu else {})},
+    )
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What every worker runs; records leave the first one only."""
+    job: TrainingJob = arguments["job"]
+    quiet_libraries()
+    from mmcv import Config
+
+    from dfvt.engine.train import train  # mmdet takes seconds to import, which only workers need
+
+    train(
+        Config.fromstring(job.config, ".py"),
+        job.work_dir,
+        seed=job.seed,
+        device=get_device(),
+        callbacks=[QueueRelay(arguments["events"])] if get_context().get_world_rank() == 0 else [],
+        meta=job.lineage,
+    )
+
+
+def explained(error: BaseException) -> Exception:
+    """A worker's own error when it is about the input, otherwise one that says where the training failed."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, failure = min(error.worker_failures.items())
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, ValueError | FileNotFoundError):
+                return ValueError(str(cause).splitlines()[0] if str(cause) else type(cause).__name__)
+            cause = cause.__cause__ or getattr(cause, "cause", None)
+        return RuntimeError(f"the training failed in worker {rank}: {str(failure).splitlines()[-1]}")
+    return RuntimeError(
+        f"the training failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    )

@@ -1,0 +1,1 @@
+"""Training, evaluation and inference of mmdet detectors. Knows neither Ray nor MLflow: it takes callbacks."""

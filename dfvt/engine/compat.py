@@ -1,0 +1,47 @@
+"""What of mmcv 1.7 and mmdet 2.28 is replaced on today's torch, and why. The rest of them is used as it is.
+
+- `MMDataParallel` and `MMDistributedDataParallel`, by `unpack_batch` and `DistributedDetector`: scattering to
+  a GPU calls `_get_stream(int)`, which torch ≥ 2.1 refuses, and `_run_ddp_forward` needs an attribute that
+  torch dropped.
+- `EpochBasedRunner` and the published `EpochBasedRunnerAmp`, by `dfvt.engine.runner.DetectorRunner`: it
+  sleeps two seconds an epoch and cannot start inside one.
+- `OptimizerHook`, `Fp16OptimizerHook` and the published `DistOptimizerHook`, by
+  `dfvt.engine.hooks.OptimizerStep`: apex and old names of the scaler; one hook reads the arguments of all
+  three.
+- `CheckpointHook` and `load_checkpoint`, by `dfvt.engine.resume` and `dfvt.models.checkpoints`: half-written
+  files, and loading without `weights_only`.
+- `TextLoggerHook`, by callbacks: the engine does not decide who listens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmcv.parallel import DataContainer
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unpack_batch(batch: Any, device: torch.device) -> Any:
+    """A collated batch without its `DataContainer`s, tensors on `device` (meta data stays as it is)."""
+    if isinstance(batch, DataContainer):
+        assert len(batch.data) == 1, "batches are collated for one device"
+        return batch.data[0] if batch.cpu_only else unpack_batch(batch.data[0], device)
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: unpack_batch(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [unpack_batch(value, device) for value in batch]
+    return batch
+
+
+class DistributedDetector(DistributedDataParallel):
+    """`DistributedDataParallel` with the `train_step` that mmcv's runners call."""
+
+    def train_step(
+        self, data: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Any]:
+        """Losses of a batch; see `mmdet.models.BaseDetector.train_step`."""
+        loss, log_vars = self.module._parse_losses(self(**data))
+        return {"loss": loss, "log_vars": log_vars, "num_samples": len(data["img_metas"])}

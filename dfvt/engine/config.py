@@ -1,0 +1,117 @@
+"""mmdet configs: reading them, and pointing them at a data set."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config
+
+from dfvt.data.coco import DatasetManifest
+
+SPLITS = ("train", "val", "test")
+
+
+def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) -> Config:
+    """Reads an mmdet config and applies `cfg_options` (dotted keys) with mmcv's meaning.
+
+    Raises:
+        FileNotFoundError: the config or one of its bases is missing.
+        ValueError: it is not a valid config, or an option cannot be applied.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path} does not exist")
+    try:
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
+    except (SyntaxError, KeyError, TypeError, NameError, ImportError, FileNotFoundError) as error:
+        _close_temporary_files(error)
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"config {path} needs a file that does not exist: {error}") from error
+        raise ValueError(f"config {path} cannot be read: {error}") from error
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(dict(cfg_options))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"cfg_options {dict(cfg_options)} do not fit config {path}: {error}") from error
+    return cfg
+
+
+def _close_temporary_files(error: Exception) -> None:
+    """Close what mmcv leaves open when it fails; collected later, the files would complain on the terminal."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file = frame.f_locals.get("temp_config_file")
+        if file is not None:
+            with contextlib.suppress(FileNotFoundError):  # its folder is gone already
+                file.close()
+
+
+def write_config(cfg: Config, path: Path) -> None:
+    """Writes a whole config as one Python file without `_base_`; the same config gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(cfg.pretty_text, encoding="utf-8")
+    partial.replace(path)
+
+
+def use_dataset(cfg: Config, manifest: DatasetManifest) -> None:
+    """Points data and number of classes at the data set; a relative root stays relative."""
+    classes = list(manifest.classes)
+    train = {"ann_file": str(manifest.train_annotations), "img_prefix": str(manifest.train_images)}
+    val = {"ann_file": str(manifest.val_annotations), "img_prefix": str(manifest.val_images)}
+    for split, paths in zip(SPLITS, (train, val, val), strict=True):
+        cfg.data[split].update(paths, data_root=str(manifest.root), classes=classes)
+    cfg.model.roi_head.bbox_head.num_classes = len(classes)
+    if cfg.model.roi_head.get("mask_head"):
+        cfg.model.roi_head.mask_head.num_classes = len(classes)
+
+
+def override_config(
+    cfg: Config,
+    *,
+    lr: float | None = None,
+    num_epochs: int | None = None,
+    batch_size: int | None = None,
+    pretrained: str | None = None,
+) -> None:
+    """Sets those that are given; `batch_size` is the images of one process's batch."""
+    if lr is not None:
+        cfg.optimizer.lr = lr
+    if num_epochs is not None:
+        cfg.runner.max_epochs = num_epochs
+    if batch_size is not None:
+        cfg.data.samples_per_gpu = batch_size
+    if pretrained is not None:
+        cfg.model.pretrained = pretrained
+
+
+def with_absolute_paths(cfg: Config, folder: Path) -> Config:
+    """A copy whose paths of data and pretrained weights do not depend on the current folder."""
+    cfg = copy.deepcopy(cfg)
+    for split in SPLITS:
+        if cfg.data[split].get("data_root") is not None:
+            cfg.data[split].data_root = str(folder / cfg.data[split].data_root)
+    if cfg.model.get("pretrained"):
+        cfg.model.pretrained = str(folder / cfg.model.pretrained)
+    return cfg
+
+
+def input_shape_of(cfg: Config) -> tuple[int, int]:
+    """Height and width in pixels of a landscape test image that needs no padding (800×1280 for 1333×800).
+
+    Raises:
+        ValueError: the test pipeline has no `MultiScaleFlipAug` with one `img_scale`.
+    """
+    scales = [step.img_scale for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
+    if len(scales) != 1 or not isinstance(scales[0], tuple):
+        raise ValueError("the config's test pipeline must have one MultiScaleFlipAug with one img_scale")
+    width, height = max(scales[0]), min(scales[0])
+    return height, min(width // 32 * 32, height * 8 // 5)
+
+
+def use_mixed_precision(cfg: Config) -> bool:
+    """Whether the config asks for mixed precision: the published `use_fp16`, or mmdet's `fp16`."""
+    return bool(cfg.get("fp16")) or bool((cfg.get("optimizer_config") or {}).get("use_fp16"))

@@ -1,0 +1,29 @@
+"""Keeping mmcv, pycocotools and torch from talking on the user's terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+def quiet_libraries() -> None:
+    """Silences what tells a user nothing. Called by entry points, before they import anything of mmcv.
+
+    These are mmcv's notice of its next major version, its list of every initialised weight, and torch's
+    notice that a CUDA toolkit is there and a GPU is not.
+    """
+    warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV", category=UserWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from mmcv.utils import get_logger
+
+    get_logger("mmcv", log_level=logging.WARNING)
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Drops what the body prints on standard output, as pycocotools does when it reads and evaluates."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        yield

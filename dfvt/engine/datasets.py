@@ -1,0 +1,34 @@
+"""mmdet data sets whose labels follow the config's classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv import ConfigDict
+from mmdet.datasets import CocoDataset, build_dataset
+
+from dfvt.engine.console import without_chatter
+
+
+def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
+    """An mmdet data set in which label i is class i of the config.
+
+    mmdet numbers labels in the order in which the annotation file lists its categories, whatever the order of
+    `classes`: two files of one data set could give the same label to different classes.
+
+    Raises:
+        ValueError: the annotation file lacks a class.
+    """
+    with without_chatter():
+        dataset = build_dataset(cfg, {"test_mode": test_mode})
+    if isinstance(dataset, CocoDataset):
+        ids = {category["name"]: category["id"] for category in dataset.coco.dataset["categories"]}
+        missing = [name for name in dataset.CLASSES if name not in ids]
+        if missing:
+            raise ValueError(
+                f"{dataset.ann_file} has no category {missing[0]!r}: set data.train.classes, "
+                "data.val.classes and data.test.classes to its categories"
+            )
+        dataset.cat_ids = [ids[name] for name in dataset.CLASSES]
+        dataset.cat2label = {cat_id: label for label, cat_id in enumerate(dataset.cat_ids)}
+    return dataset

@@ -1,0 +1,59 @@
+"""Detectors from configs and checkpoints, for evaluation and inference."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmcv import Config
+from mmdet.datasets import build_dataset
+from mmdet.models import build_detector
+
+import dfvt.models  # noqa: F401
+from dfvt.engine.console import without_chatter
+from dfvt.models.checkpoints import read_checkpoint, state_dict_of
+
+
+def choose_device(use_gpu: bool | Literal["auto"]) -> torch.device:
+    """The first GPU or the CPU; `auto` takes the GPU that is there.
+
+    Raises:
+        ValueError: a GPU is asked for and none is visible.
+    """
+    available = torch.cuda.is_available()
+    if use_gpu is True and not available:
+        raise ValueError(
+            "a GPU is asked for, but torch sees none: use the CPU, or look at what nvidia-smi prints"
+        )
+    return torch.device("cuda", 0) if available and use_gpu else torch.device("cpu")
+
+
+def build_bare_detector(cfg: Config) -> torch.nn.Module:
+    """The config's detector with random weights, on the CPU, in evaluation mode."""
+    model = copy.deepcopy(cfg.model)
+    model.pretrained = None  # weights come from the checkpoint, or do not matter
+    return build_detector(model).eval()
+
+
+def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[torch.nn.Module, Any]:
+    """The config's detector with a checkpoint's weights, and the config's test data set.
+
+    Raises:
+        FileNotFoundError: the checkpoint is missing.
+        ValueError: it is damaged, or of another detector.
+    """
+    model = build_bare_detector(cfg)
+    content = read_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(state_dict_of(content), strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ValueError(
+            f"checkpoint {checkpoint} does not fit the config's detector: {lines[0][:300]}"
+        ) from error
+    with without_chatter():
+        dataset = build_dataset(cfg.data.test, {"test_mode": True})
+    model.CLASSES = dataset.CLASSES
+    return model.to(device), dataset

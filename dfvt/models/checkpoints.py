@@ -1,0 +1,114 @@
+"""Reading checkpoint files safely: nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# What checkpoints hold beside tensors: NumPy scalars, also under the module names of NumPy 1, and the configs
+# of Swin-like and mmcv trainings, which become an OrderedDict because torch fills no other type of mapping.
+NUMPY_FUNCTIONS: list[Any] = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(0))]
+SAFE_TYPES: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *NUMPY_FUNCTIONS,
+    *((function, f"numpy.core.multiarray.{function.__name__}") for function in NUMPY_FUNCTIONS),
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"},
+    (OrderedDict, "yacs.config.CfgNode"),
+    (OrderedDict, "mmcv.utils.config.ConfigDict"),
+    argparse.Namespace,
+]
+
+
+def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a PyTorch checkpoint file, read with `weights_only`.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is truncated, not a checkpoint, or holds objects that would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(SAFE_TYPES):
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} is not a plain PyTorch checkpoint and was not loaded: {refusal(error)}"
+        ) from error
+    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
+        raise ValueError(f"checkpoint {path} is truncated or damaged: {first_sentence(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def refusal(error: pickle.UnpicklingError) -> str:
+    """Why `weights_only` refused a file; torch buries the name in a page of advice to load it unsafely."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it holds {name[1]}, which may run code" if name else "it is damaged or of another format"
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an exception's text, without its advice."""
+    return str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+
+
+def state_dict_of(content: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The weights in a checkpoint's content without `state_dict`/`model` wrappers, `module.` and `prefix`."""
+    wrapped: dict[str, Any] | None = content
+    while wrapped is not None:
+        content = wrapped
+        inner = (content.get(wrapper) for wrapper in ("state_dict", "model"))
+        wrapped = next((value for value in inner if isinstance(value, dict)), None)
+    entries = {
+        name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)
+    }
+    if prefix and any(name.startswith(prefix) for name in entries):
+        return {
+            name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)
+        }
+    return entries
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Fills a backbone from the checkpoint of a pretrained classifier or of a whole detector.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is no checkpoint or does not fit (another variant's file, say); nothing is filled.
+    """
+    weights = state_dict_of(read_checkpoint(path), "backbone.")
+    expected = backbone.state_dict()
+    # The output norms and fusions belong to the detector: an ImageNet classifier has none of them.
+    detector_only = ("norm0.", "norm1.", "norm2.", "norm3.", "conv1x1layers.")
+    derived = ("num_batches_tracked", "relative_position_index")
+    problems = [
+        f"{name} has shape {list(weights[name].shape)} instead of {list(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    problems += [
+        f"{name} is missing"
+        for name in expected
+        if name not in weights and not name.startswith(detector_only) and not name.endswith(derived)
+    ]
+    # A shallower backbone would take a deeper one's weights in part.
+    problems += [
+        f"{name} has no place"
+        for name in weights
+        if name.endswith(".attn.qkv.weight") and name not in expected
+    ]
+    if problems:
+        more = f" ({len(problems) - 1} other entries do not fit either)" if len(problems) > 1 else ""
+        raise ValueError(f"checkpoint {path} does not fit this variant of the backbone: {problems[0]}{more}")
+    backbone.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)

@@ -1,0 +1,1 @@
+"""Experiment tracking: MLflow runs, and the lineage that they are tagged with."""

@@ -1,0 +1,1 @@
+"""One thin script a DVC stage, and `repro`, which runs them all."""

@@ -1,0 +1,83 @@
+"""Stage evaluate@VARIANT: COCO numbers, per-class AP, curves and pictures of a trained detector."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from tqdm import tqdm
+
+from dfvt.data.coco import DatasetManifest
+from dfvt.engine.console import quiet_libraries
+from dfvt.reports.gallery import draw_gallery
+from dfvt.settings import Settings
+from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+from pipelines.stage import DATASET_MANIFEST, replace_folder, run_variant_stage
+
+if TYPE_CHECKING:
+    from dfvt.engine.evaluate import CocoEvaluation
+
+EVALUATIONS = Path("evaluations")
+METRICS = Path("metrics")
+
+
+def main(settings: Settings, variant: str) -> None:
+    quiet_libraries()
+    from dfvt.engine.config import load_config
+    from dfvt.engine.evaluate import evaluate_model
+    from dfvt.engine.infer import choose_device, load_detector
+
+    run = Path("runs", variant)
+    manifest = DatasetManifest.load(DATASET_MANIFEST)
+    recorder = RunRecorder.attach(
+        tracking_uri(Path.cwd()), json.loads((run / "run.json").read_text())["mlflow_run_id"]
+    )
+    cfg = load_config(run / "config.py")
+    device = choose_device(settings.train.use_gpu)
+    model, dataset = load_detector(cfg, run / "checkpoint.pth", device)
+    with tqdm(
+        total=len(dataset), desc=f"evaluate@{variant}", unit="img", disable=not sys.stderr.isatty()
+    ) as bar:
+        evaluation = evaluate_model(model, dataset, device, progress=lambda done, _: bar.update(done - bar.n))
+    assert evaluation is not None, "one process evaluates"
+
+    folder = EVALUATIONS / f".{variant}.partial"
+    write_evaluation(evaluation, folder)
+    draw_gallery(
+        manifest.val_images_path,
+        manifest.val_annotations_path,
+        folder / "predictions.segm.json",
+        folder / "gallery",
+        variant=variant,
+        score_threshold=settings.evaluate.score_threshold,
+        num_images=settings.evaluate.num_gallery_images,
+    )
+    replace_folder(folder, EVALUATIONS / variant)
+    METRICS.mkdir(exist_ok=True)
+    text = json.dumps({name: round(value, 6) for name, value in evaluation.metrics.items()}, indent=2)
+    (METRICS / f"evaluate_{variant}.json").write_text(text + "\n")
+
+    size = json.loads((METRICS / "profile.json").read_text())[variant]
+    recorder.log_metrics({**evaluation.metrics, "num_params": size["num_params"], "flops": size["flops"]})
+    recorder.log_artifacts(EVALUATIONS / variant, "evaluation")
+
+
+def write_evaluation(evaluation: CocoEvaluation, folder: Path) -> None:
+    """Write predictions, AP per class and precision over recall to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for iou_type, predictions in evaluation.predictions.items():
+        (folder / f"predictions.{iou_type}.json").write_text(json.dumps(predictions))
+    per_class = pd.DataFrame({f"{iou_type}_AP": ap for iou_type, ap in evaluation.class_ap.items()})
+    per_class.rename_axis("class").to_csv(folder / "per_class.csv", float_format="%.6f")
+    curves = [
+        pd.DataFrame({"iou_type": iou_type, "recall": curve.recall, "precision": curve.precision})
+        for iou_type, curve in evaluation.precision.items()
+    ]
+    pd.concat(curves).to_csv(folder / "precision_recall.csv", index=False, float_format="%.6f")
+
+
+if __name__ == "__main__":
+    run_variant_stage("evaluate", main)

@@ -1,0 +1,33 @@
+"""Stage profile: each detector's whole config, its parameters and FLOPs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from dfvt.engine.console import quiet_libraries
+from dfvt.settings import VARIANTS, Settings
+from pipelines.stage import CONFIGS, DATASET_MANIFEST, run_stage
+
+METRICS = Path("metrics/profile.json")
+
+
+def main(settings: Settings) -> None:
+    quiet_libraries()
+    from dfvt.data.coco import DatasetManifest
+    from dfvt.engine.config import input_shape_of, load_config, use_dataset, write_config
+    from dfvt.engine.infer import build_bare_detector
+    from dfvt.models.complexity import measure_complexity
+
+    manifest = DatasetManifest.load(DATASET_MANIFEST)
+    sizes = {}
+    for variant in VARIANTS:
+        cfg = load_config(settings.config_path(variant))
+        use_dataset(cfg, manifest)
+        write_config(cfg, CONFIGS / f"{variant}.py")
+        sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
+    METRICS.parent.mkdir(exist_ok=True)
+    METRICS.write_text(json.dumps(sizes, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_stage("profile", main)

@@ -1,0 +1,83 @@
+"""Run the experiment: `dvc repro` that checks its input first and ends with a failed stage's exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+from dfvt.settings import Settings, load_settings
+
+
+def main() -> int:
+    parser = ArgumentParser(
+        prog="python -m pipelines.repro", description="Run the stages that are out of date."
+    )
+    parser.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they need")
+    parser.add_argument("-f", "--force", action="store_true", help="run them even if nothing changed")
+    options = parser.parse_args()
+    try:
+        check_inputs(load_settings())
+    except (ValueError, FileNotFoundError) as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 2
+    return reproduce(options.targets, force=options.force)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Look at what DVC would stumble over or what would fail late: data, configs and addresses.
+
+    Raises ValueError or FileNotFoundError, one sentence each.
+    """
+    if settings.profile != "mini" and not settings.data.root.is_dir():
+        raise FileNotFoundError(
+            f"data.root {settings.data.root} is not a directory: "
+            "set it to the folder of a data set in COCO layout."
+        )
+    for variant in ("tiny", "small", "base"):
+        settings.config_path(variant)
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        from dfvt.tracking.mlflow import require_reachable, tracking_uri
+
+        require_reachable(tracking_uri(Path.cwd()))
+    if os.environ.get("RAY_ADDRESS"):
+        from dfvt.cluster.session import require_answer
+
+        require_answer(os.environ["RAY_ADDRESS"])
+
+
+def reproduce(targets: list[str], *, force: bool) -> int:
+    """Run DVC's `repro` in this process; a stage that fails has said why, so nothing is added to it."""
+    from dvc.exceptions import DvcException, ReproductionError
+    from dvc.repo import Repo
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    started = time.monotonic()
+    # The stages' "python" is the one that runs this, whether or not its environment is activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        with Repo() as repo:
+            stages = repo.reproduce(targets or None, force=force)
+    except ReproductionError as error:
+        cause = error.__cause__
+        if isinstance(cause, StageCmdFailedError):
+            status = re.search(r"exited with (\d+)$", str(cause))
+            return int(status[1]) if status else 1
+        print(f"repro: {error}: {cause}", file=sys.stderr)
+        return 1
+    except DvcException as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 1
+    what = f"ran {len(stages)} stages" if stages else "nothing changed"
+    print(
+        f"repro: {what}, {time.monotonic() - started:.1f} s; the report is reports/results.md",
+        file=sys.stderr,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What every stage does around its work: one sentence for a mistake, an exit code, the time that it took."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from dfvt.settings import VARIANTS, Settings, load_settings
+
+DATASET_MANIFEST = Path("data/dataset/manifest.json")
+CONFIGS = Path("runs/configs")
+
+
+def run_stage(name: str, work: Callable[[Settings], None]) -> None:
+    """Run the script of a stage: `work` with the settings of params.yaml. Ends the process when it fails."""
+    options = _parser(name).parse_args()
+    _run(name, lambda: work(load_settings()), debug=options.debug)
+
+
+def run_variant_stage(name: str, work: Callable[[Settings, str], None]) -> None:
+    """Run the script of a stage that works on one variant, named on the command line."""
+    parser = _parser(name)
+    parser.add_argument("variant", choices=VARIANTS)
+    options = parser.parse_args()
+    _run(f"{name}@{options.variant}", lambda: work(load_settings(), options.variant), debug=options.debug)
+
+
+def _parser(name: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"python -m pipelines.{name}", description=f"The DVC stage {name}.")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, _end_in_order)
+    try:
+        work()
+    except (ValueError, FileNotFoundError) as error:
+        _fail(f"{name}: {error}", 2, error if debug else None)
+    except RuntimeError as error:
+        _fail(f"{name}: {error}", 1, error if debug else None)
+    except KeyboardInterrupt:
+        _fail(f"{name}: stopped; the same command carries on", 130, None)
+    print(f"{name}: done in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def _end_in_order(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _fail(sentence: str, exit_code: int, error: Exception | None) -> None:
+    if error is not None:
+        raise error
+    print(sentence, file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Give a finished folder its final name, in place of an earlier one."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(final)

@@ -1,0 +1,118 @@
+"""Stage train@VARIANT: one training under Ray, one MLflow run."""
+
+import json
+import shutil
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+from dfvt.cluster.listeners import MlflowCurves
+from dfvt.cluster.session import ray_session
+from dfvt.cluster.train import TrainingJob, run_training
+from dfvt.data.coco import DatasetManifest
+from dfvt.engine.console import quiet_libraries
+from dfvt.engine.curves import CurveFiles
+from dfvt.engine.progress import Progress
+from dfvt.settings import Settings, VariantTrainSettings
+from dfvt.tracking.lineage import collect_lineage, config_hash
+from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+from pipelines.stage import CONFIGS, DATASET_MANIFEST, replace_folder, run_variant_stage
+
+RUNS = Path("runs")
+STATES = Path(".dfvt/train")  # not an output of the stage: DVC removes those before it runs a stage
+OUTPUTS = ("config.py", "run.json", "curve.csv", "val.csv", "checkpoint.pth")
+
+
+def main(settings: Settings, variant: str) -> None:
+    quiet_libraries()
+    from dfvt.engine.config import load_config, override_config, with_absolute_paths, write_config
+
+    project = Path.cwd()
+    values = settings.train.for_variant(variant)
+    manifest = DatasetManifest.load(DATASET_MANIFEST)
+    pretrained = Path("weights", variant, "backbone.pth")
+    cfg = load_config(CONFIGS / f"{variant}.py", values.cfg_options)
+    override_config(
+        cfg,
+        lr=values.lr,
+        num_epochs=values.num_epochs,
+        batch_size=values.batch_size,
+        pretrained=str(pretrained) if pretrained.is_file() else None,
+    )
+    state = project / STATES / f"{variant}-{state_key(cfg.pretty_text, manifest, values, pretrained)}"
+    write_config(cfg, state / "config.py")
+
+    with ray_session() as ray_job_id:
+        lineage = collect_lineage(
+            project,
+            variant=variant,
+            profile=settings.profile,
+            data_hash=manifest.data_hash,
+            config_hash=config_hash(cfg.pretty_text),
+            ray_job_id=ray_job_id,
+        )
+        recorder = open_run(settings, values, state / "run.json", lineage)
+        job = TrainingJob(
+            config=with_absolute_paths(cfg, project).pretty_text,
+            work_dir=state,
+            seed=values.seed,
+            num_workers=values.num_workers,
+            use_gpu=values.use_gpu,
+            lineage=lineage,
+        )
+        listeners = [CurveFiles(state), MlflowCurves(recorder), Progress(f"train@{variant}")]
+        try:
+            run_training(job, listeners)
+        except BaseException as error:
+            recorder.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+    recorder.log_artifact(state / "config.py")
+    recorder.log_artifact(state / "checkpoint.pth")
+    recorder.finish()
+    keep_outputs(state, RUNS / variant)
+
+
+def state_key(config: str, manifest: DatasetManifest, values: VariantTrainSettings, pretrained: Path) -> str:
+    """Name of the resumable state: what the training that goes on from it must have in common."""
+    weights = sha256(pretrained.read_bytes()).hexdigest() if pretrained.is_file() else ""
+    return config_hash(f"{config}{manifest.data_hash}{weights}{values.seed} {values.num_workers}")[:16]
+
+
+def open_run(
+    settings: Settings, values: VariantTrainSettings, file: Path, lineage: dict[str, str]
+) -> RunRecorder:
+    """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
+    uri = tracking_uri(Path.cwd())
+    if file.is_file():
+        noted = json.loads(file.read_text())
+        if noted["tracking_uri"] == uri:
+            try:
+                return RunRecorder.attach(uri, noted["mlflow_run_id"])
+            except ValueError as error:
+                print(f"train@{values.variant}: {error}; starting another run", file=sys.stderr)
+    recorder = RunRecorder.open(
+        uri,
+        settings.tracking.experiment,
+        artifact_root=Path("mlartifacts"),
+        run_name=f"{values.variant} {settings.profile}",
+        tags=lineage,
+        params=values.model_dump(),
+    )
+    noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": uri, "tags": lineage}
+    file.write_text(json.dumps(noted, indent=2) + "\n")
+    return recorder
+
+
+def keep_outputs(state: Path, final: Path) -> None:
+    """Move what a finished training leaves to its place; the variant's resumable states are done with."""
+    finished = state / "finished"
+    finished.mkdir(exist_ok=True)
+    for name in OUTPUTS:
+        (state / name).replace(finished / name)
+    replace_folder(finished, final)
+    for old in state.parent.glob(f"{final.name}-*"):
+        shutil.rmtree(old)
+
+
+if __name__ == "__main__":
+    run_variant_stage("train", main)

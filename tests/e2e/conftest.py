@@ -1,0 +1,102 @@
+"""A copy of the project at a path with spaces, with an experiment that takes seconds, not minutes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A working copy of its own, in a git repository of its own."""
+
+    path: Path
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the environment's Python or of git in the project."""
+        return subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=540,
+            check=False,
+        )
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in FREE}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        # The copy's own code runs, not that of the checkout which is installed.
+        return {**kept, "PATH": path, "PYTHONPATH": str(self.path), "CUDA_VISIBLE_DEVICES": "", **changes}
+
+    def repro(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "pipelines.repro", *arguments, **environment)
+
+    def set_params(self, **changes: Any) -> None:
+        """Change params.yaml; names are keys with __ for a dot."""
+        yaml = YAML()
+        params = yaml.load(self.path / "params.yaml")
+        for name, value in changes.items():
+            *sections, key = name.split("__")
+            section = params
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        yaml.dump(params, self.path / "params.yaml")
+
+    def commit(self, message: str) -> None:
+        for arguments in (["add", "-A"], ["commit", "-qm", message]):
+            result = self.run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments)
+            assert result.returncode == 0, result.stderr
+
+
+def copy_project(folder: Path) -> Project:
+    """Copy what git tracks or would track, and make a repository of it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    project = Project(folder)
+    assert project.run("git", "init", "-q").returncode == 0
+    project.set_params(
+        data__shapes={"seed": 0, "num_train": 24, "num_val": 8, "height": 64, "width": 96},
+        train__num_epochs=2,
+        train__batch_size=4,
+        train__cfg_options={"log_config.interval": 1, "checkpoint_config.interval": 1},
+    )
+    project.commit("start")
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return copy_project(tmp_path / "a project, elsewhere")
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose experiment has run and is committed; tests of it leave it as they found it."""
+    project = copy_project(tmp_path_factory.mktemp("reproduced") / "a project, elsewhere")
+    result = project.repro()
+    assert result.returncode == 0, result.stdout + result.stderr
+    project.commit("results")
+    return project

@@ -1,0 +1,103 @@
+"""A stopped experiment leaves no process, and the next `make repro` carries on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.e2e
+
+
+def start_training(project: Project) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.repro", "train@tiny"],
+        cwd=project.path,
+        env=project.environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # as a shell starts a job: Ctrl-C reaches the whole group
+    )
+
+
+def wait_for_state(project: Project, process: subprocess.Popen[str]) -> Path:
+    """Wait until the training has written a state that can be resumed."""
+    while process.poll() is None:
+        states = list((project.path / ".dfvt/train").glob("tiny-*/latest.pth"))
+        if states:
+            return states[0].parent
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError(f"the training ended early: {process.stderr.read() if process.stderr else ''}")
+
+
+def processes_of(project: Project) -> list[psutil.Process]:
+    """Live processes that work in the project or for its session of Ray."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if environment.get("PYTHONPATH") == str(project.path) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def assert_no_processes(project: Project) -> None:
+    _, alive = psutil.wait_procs(processes_of(project), timeout=20)
+    assert [process.cmdline() for process in alive] == []
+
+
+@pytest.fixture
+def long_project(project: Project) -> Project:
+    project.set_params(train__num_epochs=12)
+    return project
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_it_carries_on(long_project: Project, number: signal.Signals) -> None:
+    process = start_training(long_project)
+    state = wait_for_state(long_project, process)
+    run_id = json.loads((state / "run.json").read_text())["mlflow_run_id"]
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, -number, 128 + number), stderr
+    assert "Traceback" not in stderr
+    assert_no_processes(long_project)
+    assert not (long_project.path / "runs/tiny").exists()
+
+    result = long_project.repro("train@tiny")
+    assert result.returncode == 0, result.stderr
+    assert "train@tiny: continues after step" in result.stderr
+    noted = json.loads((long_project.path / "runs/tiny/run.json").read_text())
+    assert noted["mlflow_run_id"] == run_id
+    assert_no_processes(long_project)
+    steps = [
+        line.split(",")[0] for line in (long_project.path / "runs/tiny/curve.csv").read_text().split()[1:]
+    ]
+    assert steps == [str(step) for step in range(1, 12 * 6 + 1)]
+
+
+def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) -> None:
+    process = start_training(long_project)
+    wait_for_state(long_project, process)
+    stage = next(p for p in processes_of(long_project) if "pipelines.train" in p.cmdline())
+    stage.kill()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert_no_processes(long_project)
+    result = long_project.repro("train@tiny")
+    assert result.returncode == 0, result.stderr
+    assert "train@tiny: continues after step" in result.stderr

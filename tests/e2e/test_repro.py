@@ -1,0 +1,118 @@
+"""The whole experiment, from nothing to the report, as its user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dfvt.reports.results import AP_KEYS
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.e2e
+VARIANTS = ("tiny", "small", "base")
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def test_every_stage_leaves_what_it_promises(reproduced: Project) -> None:
+    files = {str(file.relative_to(reproduced.path)) for file in reproduced.path.rglob("*") if file.is_file()}
+    expected = {
+        "data/dataset/manifest.json",
+        "data/validation.json",
+        "metrics/profile.json",
+        "reports/results.md",
+    }
+    for variant in VARIANTS:
+        names = ("checkpoint.pth", "config.py", "curve.csv", "run.json", "val.csv")
+        expected |= {f"runs/{variant}/{name}" for name in names} | {f"metrics/evaluate_{variant}.json"}
+    assert expected <= files
+    assert not [file for file in files if ".partial" in file]
+    report = (reproduced.path / "reports/results.md").read_text()
+    assert "Not comparable with the published results" in report
+    for figure in re.findall(r"\]\((figures/\S+)\)", report):
+        assert f"reports/{figure}" in files
+
+
+def test_mlflow_shows_one_comparable_run_a_variant(reproduced: Project) -> None:
+    client = MlflowClient(f"sqlite:///{reproduced.path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dfvt")
+    assert experiment is not None
+    runs = {run.data.tags["dfvt.variant"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == sorted(VARIANTS)
+    for variant, run in runs.items():
+        assert run.info.status == "FINISHED"
+        metrics = json.loads((reproduced.path / f"metrics/evaluate_{variant}.json").read_text())
+        for name in [name for names in AP_KEYS.values() for name in names]:
+            assert run.data.metrics[name] == pytest.approx(metrics[name], abs=1e-6)
+        assert run.data.metrics["num_params"] > 1e6
+        assert run.data.metrics["flops"] > 1e8
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 12
+        assert {"lr", "num_epochs", "batch_size", "seed"} <= run.data.params.keys()
+        tags = {"git.commit", "dvc.lock", "data.hash", "config.hash", "ray.job_id", "ray.trial_id"}
+        assert tags <= run.data.tags.keys()
+        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        assert {"config.py", "checkpoint.pth", "evaluation"} <= artifacts
+
+
+def test_evaluation_equals_the_trainings_last_validation(reproduced: Project) -> None:
+    for variant in VARIANTS:
+        metrics = json.loads((reproduced.path / f"metrics/evaluate_{variant}.json").read_text())
+        lines = (reproduced.path / f"runs/{variant}/val.csv").read_text().split()
+        header, last = lines[0].split(","), lines[-1].split(",")
+        validated = dict(zip(header, last, strict=True))
+        for name in ("bbox_mAP", "segm_mAP"):
+            assert float(validated[name]) == pytest.approx(metrics[name], abs=1e-5)
+
+
+def test_with_nothing_changed_nothing_runs_and_it_takes_seconds(reproduced: Project) -> None:
+    for command in (["dvc", "repro"], ["python", "-m", "pipelines.repro"]):
+        started = time.monotonic()
+        result = reproduced.run(*command)
+        seconds = time.monotonic() - started
+        assert result.returncode == 0, result.stderr
+        assert stages_run(result.stdout + result.stderr) == []
+        assert seconds < 5, f"{command} took {seconds:.1f} s"
+
+
+def test_a_variants_parameter_reruns_that_variant_and_the_report_only(reproduced: Project) -> None:
+    reproduced.set_params(train__variants__small={"lr": 2e-4})
+    result = reproduced.repro()
+    assert result.returncode == 0, result.stderr
+    assert stages_run(result.stdout + result.stderr) == ["train@small", "evaluate@small", "report"]
+
+
+def test_the_same_seed_gives_the_same_numbers_again(reproduced: Project) -> None:
+    files = [reproduced.path / "metrics/evaluate_tiny.json", reproduced.path / "runs/tiny/val.csv"]
+    before = [file.read_text() for file in files]
+    client_runs = json.loads((reproduced.path / "runs/tiny/run.json").read_text())["mlflow_run_id"]
+    # dvc's run cache would restore the results: without its options a stage runs again only by force.
+    result = reproduced.run("dvc", "repro", "--force", "--single-item", "train@tiny", "evaluate@tiny")
+    assert result.returncode == 0, result.stderr
+    assert [file.read_text() for file in files] == before
+    assert json.loads((reproduced.path / "runs/tiny/run.json").read_text())["mlflow_run_id"] != client_runs
+
+
+def test_dvc_compares_and_experiments(reproduced: Project) -> None:
+    for command in (
+        ["dvc", "metrics", "show"],
+        ["dvc", "metrics", "diff", "HEAD"],
+        ["dvc", "plots", "diff", "HEAD"],
+        ["dvc", "exp", "run", "-S", "train.variants.tiny.lr=2e-4", "train@tiny"],
+        ["dvc", "exp", "show", "--no-pager"],
+    ):
+        result = reproduced.run(*command)
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+    assert "train.variants.tiny.lr" in result.stdout
+
+
+def test_no_absolute_path_of_the_project_is_in_what_it_commits(reproduced: Project) -> None:
+    tracked = reproduced.run("git", "ls-files").stdout.split("\n")
+    texts = [reproduced.path / name for name in filter(None, tracked)]
+    assert [str(file) for file in texts if str(reproduced.path).encode() in Path(file).read_bytes()] == []

@@ -1,0 +1,102 @@
+"""Configs: read with mmcv's meaning, pointed at a data set, written as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dfvt.data.coco import DatasetManifest
+from dfvt.engine.config import (
+    input_shape_of,
+    load_config,
+    override_config,
+    use_dataset,
+    use_mixed_precision,
+    with_absolute_paths,
+    write_config,
+)
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = [
+    ROOT / f"configs/DFvT/maskrcnn_DFvT_{variant}_1x_coco.py" for variant in ("tiny", "small", "base")
+]
+MINI = [ROOT / f"configs/mini/maskrcnn_DFvT_{variant}_mini.py" for variant in ("tiny", "small", "base")]
+
+
+@pytest.fixture
+def manifest() -> DatasetManifest:
+    return DatasetManifest(
+        name="custom",
+        generated=False,
+        root=Path("data/own"),
+        train_annotations=Path("train.json"),
+        train_images=Path("train"),
+        val_annotations=Path("val.json"),
+        val_images=Path("val"),
+        classes=("nut", "bolt", "washer"),
+        data_hash="0" * 64,
+        num_train_images=2,
+        num_val_images=1,
+    )
+
+
+@pytest.mark.parametrize("path", [*PUBLISHED, *MINI], ids=lambda path: path.stem)
+def test_a_written_config_is_read_back_the_same(
+    path: Path, manifest: DatasetManifest, tmp_path: Path
+) -> None:
+    cfg = load_config(path)
+    use_dataset(cfg, manifest)
+    write_config(cfg, tmp_path / "first.py")
+    write_config(load_config(tmp_path / "first.py"), tmp_path / "second.py")
+    assert (tmp_path / "first.py").read_bytes() == (tmp_path / "second.py").read_bytes()
+    assert load_config(tmp_path / "first.py")._cfg_dict == cfg._cfg_dict
+
+
+def test_heads_and_data_are_those_of_the_data_set(manifest: DatasetManifest) -> None:
+    cfg = load_config(PUBLISHED[0])
+    use_dataset(cfg, manifest)
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 3
+    assert cfg.data.train.data_root == cfg.data.test.data_root == "data/own"
+    assert (cfg.data.train.ann_file, cfg.data.val.ann_file) == ("train.json", "val.json")
+    assert with_absolute_paths(cfg, Path("/projects/x")).data.train.data_root == "/projects/x/data/own"
+    assert cfg.data.train.data_root == "data/own"
+
+
+def test_only_the_given_values_are_overridden() -> None:
+    cfg, untouched = load_config(PUBLISHED[0]), load_config(PUBLISHED[0])
+    override_config(cfg)
+    assert cfg._cfg_dict == untouched._cfg_dict
+    override_config(cfg, lr=0.5, num_epochs=3, batch_size=7, pretrained="weights.pth")
+    assert (cfg.optimizer.lr, cfg.runner.max_epochs, cfg.data.samples_per_gpu) == (0.5, 3, 7)
+    assert cfg.model.pretrained == "weights.pth"
+
+
+def test_options_have_the_meaning_of_mmcv() -> None:
+    cfg = load_config(
+        PUBLISHED[0], {"model.backbone.drop_path_rate": 0.3, "data.train.pipeline.2.flip_ratio": 0.1}
+    )
+    assert cfg.model.backbone.drop_path_rate == 0.3
+    assert cfg.data.train.pipeline[2].flip_ratio == 0.1
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_config(tmp_path / "absent.py")
+    for text in ("model = dict(", "_base_ = './absent.py'", "import nonsense_module", "x = y"):
+        (tmp_path / "config.py").write_text(text)
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=r"config\.py cannot be read|absent"
+        ) as caught:
+            load_config(tmp_path / "config.py")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("path", "shape"), [(PUBLISHED[0], (800, 1280)), (MINI[0], (128, 160))])
+def test_flops_are_counted_at_the_size_of_a_test_image(path: Path, shape: tuple[int, int]) -> None:
+    assert input_shape_of(load_config(path)) == shape
+
+
+def test_mixed_precision_is_on_in_the_published_configs_and_off_by_one_line() -> None:
+    assert use_mixed_precision(load_config(PUBLISHED[0]))
+    assert not use_mixed_precision(load_config(PUBLISHED[0], {"optimizer_config.use_fp16": False}))

@@ -1,0 +1,127 @@
+"""Two processes train one detector: they agree, and they do not wait for each other forever."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmcv import Config
+
+from dfvt.engine.callbacks import Callback, EvaluationRecord
+from dfvt.engine.config import load_config
+from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.evaluate import evaluate_model, predict
+from dfvt.engine.infer import load_detector
+from dfvt.engine.runner import DetectorRunner
+from dfvt.engine.train import train
+
+WORLD_SIZE = 2
+CPU = torch.device("cpu")
+
+
+class Evaluations(Callback):
+    def __init__(self) -> None:
+        self.records: list[EvaluationRecord] = []
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self.records.append(record)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def work(rank: int, port: int, folder: Path) -> None:
+    """What each process does; results are left in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    trained: list[torch.nn.Module] = []
+    run = DetectorRunner.run
+
+    def keep_model(runner: DetectorRunner, loader: Any) -> None:
+        run(runner, loader)
+        trained.append(runner.model.module)
+
+    DetectorRunner.run = keep_model  # type: ignore[assignment,method-assign]
+    evaluations = Evaluations()
+    result = train(load_config(folder / "config.py"), folder / "work", seed=6, callbacks=[evaluations])
+    assert result.checkpoint.is_file(), "it is there when any process returns"
+    torch.save(trained[0].state_dict(), folder / f"weights{rank}.pth")
+
+    cfg = load_config(folder / "config.py")
+    results = predict(trained[0], build_coco_dataset(cfg.data.test, test_mode=True), CPU)
+    if rank:
+        assert results is None
+        assert not evaluations.records
+    else:
+        assert results is not None
+        numbers = {"results": len(results), "metrics": result.metrics, "records": len(evaluations.records)}
+        (folder / "numbers.json").write_text(json.dumps(numbers))
+
+    again = train(load_config(folder / "config.py"), folder / "work", seed=6)
+    assert again.step == result.step
+
+    empty = load_config(folder / f"half_empty{rank}.py")
+    train(empty, folder / "half_empty")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(session_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left that trained, predicted, and trained while one of them saw no objects."""
+    folder = tmp_path_factory.mktemp("distributed")
+    cfg = copy.deepcopy(session_config)
+    cfg.merge_from_dict({"data.samples_per_gpu": 1, "checkpoint_config.interval": 2})
+    (folder / "config.py").write_text(cfg.pretty_text)
+
+    cfg.merge_from_dict({"runner.max_epochs": 1, "evaluation.interval": 0})
+    cfg.data.train.filter_empty_gt = False
+    (folder / "half_empty0.py").write_text(cfg.pretty_text)
+    content = json.loads(Path(cfg.data.train.ann_file).read_text())
+    (folder / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    cfg.data.train.ann_file = str(folder / "empty.json")
+    (folder / "half_empty1.py").write_text(cfg.pretty_text)
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    mp.spawn(work, (free_port(), folder), nprocs=WORLD_SIZE)  # type: ignore[attr-defined]
+    return folder
+
+
+def test_both_processes_end_with_the_same_weights_and_buffers(folder: Path) -> None:
+    first, second = (torch.load(folder / f"weights{rank}.pth", weights_only=True) for rank in range(2))
+    assert any(name.endswith("running_var") for name in first)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_every_image_is_predicted_once_and_the_first_process_evaluates(folder: Path, config: Config) -> None:
+    numbers = json.loads((folder / "numbers.json").read_text())
+    content = json.loads(Path(config.data.val.ann_file).read_text())
+    assert numbers["results"] == len(content["images"])
+    assert numbers["records"] == 2
+
+
+def test_one_process_evaluates_the_checkpoint_to_the_numbers_of_two(folder: Path) -> None:
+    cfg = load_config(folder / "config.py")
+    model, dataset = load_detector(cfg, folder / "work" / "checkpoint.pth", CPU)
+    evaluation = evaluate_model(model, dataset, CPU)
+    assert evaluation is not None
+    assert evaluation.metrics == json.loads((folder / "numbers.json").read_text())["metrics"]
+
+
+def test_a_process_whose_images_have_no_objects_does_not_stop_the_training(folder: Path) -> None:
+    assert (folder / "half_empty" / "checkpoint.pth").is_file()
+
+
+def test_another_number_of_processes_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="belongs to a training with another number of processes"):
+        train(load_config(folder / "config.py"), folder / "work", seed=6)

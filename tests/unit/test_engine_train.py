@@ -1,0 +1,204 @@
+"""A training of a debug-size detector: what it tells, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+
+from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
+from dfvt.engine.curves import CurveFiles
+from dfvt.engine.evaluate import evaluate_model
+from dfvt.engine.infer import load_detector
+from dfvt.engine.train import TrainResult, build_merged_optimizer, build_model, check_supported, train
+from dfvt.models.checkpoints import read_checkpoint
+
+CPU = torch.device("cpu")
+NUM_STEPS = 8  # two epochs of four iterations
+
+
+class Recorder(Callback):
+    """Keeps everything that it is told, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def on_start(self, start: TrainingStart) -> None:
+        self.events.append(("start", start))
+
+    def on_step(self, record: StepRecord) -> None:
+        self.events.append(("step", record))
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self.events.append(("evaluation", record))
+
+    def on_checkpoint(self, path: Path, step: int) -> None:
+        self.events.append(("checkpoint", step))
+
+    def on_end(self, checkpoint: Path) -> None:
+        self.events.append(("end", checkpoint))
+
+    def of(self, kind: str) -> list[Any]:
+        return [event for name, event in self.events if name == kind]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)["state_dict"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    session_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainResult, Recorder]:
+    """One training from start to end."""
+    work_dir, recorder = tmp_path_factory.mktemp("finished") / "new" / "work", Recorder()
+    callbacks = [recorder, CurveFiles(work_dir)]
+    return train(session_config, work_dir, seed=1, callbacks=callbacks, meta={"origin": "test"}), recorder
+
+
+def test_callbacks_hear_of_everything_in_order(finished: tuple[TrainResult, Recorder]) -> None:
+    result, recorder = finished
+    epoch = ["step", "step", "evaluation", "checkpoint"]
+    assert [name for name, _ in recorder.events] == ["start", *epoch, *epoch, "end"]
+    assert recorder.of("start") == [TrainingStart(0, NUM_STEPS, 0, 2, None)]
+    steps = recorder.of("step")
+    assert [(record.step, record.max_steps, record.epoch) for record in steps] == [
+        (2, NUM_STEPS, 1),
+        (4, NUM_STEPS, 1),
+        (6, NUM_STEPS, 2),
+        (8, NUM_STEPS, 2),
+    ]
+    assert {"loss", "loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "acc"} == set(
+        steps[0].losses
+    )
+    assert all(record.images_per_second > 0 and record.data_seconds > 0 for record in steps)
+    assert [(record.step, record.epoch) for record in recorder.of("evaluation")] == [(4, 1), (8, 2)]
+    assert recorder.of("checkpoint") == [4, 8]
+    assert recorder.of("end") == [result.checkpoint]
+    assert result.metrics == recorder.of("evaluation")[-1].metrics
+
+
+def test_curves_are_written_beside_the_state(finished: tuple[TrainResult, Recorder]) -> None:
+    work_dir = finished[0].checkpoint.parent
+    assert len((work_dir / "curve.csv").read_text().splitlines()) == 1 + 4
+    assert len((work_dir / "val.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_the_checkpoint_says_what_it_is(finished: tuple[TrainResult, Recorder], config: Config) -> None:
+    content = read_checkpoint(finished[0].checkpoint)
+    assert content["meta"]["CLASSES"] == tuple(config.data.train.classes)
+    assert (content["meta"]["iter"], content["meta"]["epoch"]) == (NUM_STEPS, 2)
+    assert content["meta"]["origin"] == "test"
+    assert Config.fromstring(content["meta"]["config"], ".py")._cfg_dict == config._cfg_dict
+
+
+def test_the_same_seed_gives_the_same_weights_however_often_they_are_evaluated(
+    finished: tuple[TrainResult, Recorder], config: Config, tmp_path: Path
+) -> None:
+    config.evaluation.interval = 0
+    before = copy.deepcopy(config._cfg_dict)
+    result = train(config, tmp_path, seed=1)
+    assert result.metrics == {}
+    assert config._cfg_dict == before, "the caller's config is left alone"
+    assert equal(weights(result.checkpoint), weights(finished[0].checkpoint))
+
+
+def test_another_seed_gives_other_weights(
+    finished: tuple[TrainResult, Recorder], config: Config, tmp_path: Path
+) -> None:
+    config.merge_from_dict({"evaluation.interval": 0, "runner.max_epochs": 1})
+    assert not equal(weights(train(config, tmp_path, seed=2).checkpoint), weights(finished[0].checkpoint))
+
+
+def test_a_few_images_are_learnt_and_the_checkpoint_has_the_numbers_of_the_last_validation(
+    config: Config, tmp_path: Path
+) -> None:
+    for name in ("ann_file", "img_prefix"):
+        config.data.val[name] = config.data.test[name] = config.data.train[name]
+    config.merge_from_dict(
+        {
+            "runner.max_epochs": 15,
+            "evaluation.interval": 100,
+            "checkpoint_config.interval": 0,
+            "data.samples_per_gpu": 4,
+            "optimizer.lr": 4e-3,
+            "log_config.interval": 100,
+            "model.backbone.drop_path_rate": 0.0,
+        }
+    )
+    recorder = Recorder()
+    result = train(config, tmp_path, callbacks=[recorder])
+    losses = [record.losses["loss"] for record in recorder.of("step")]
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    assert recorder.of("checkpoint") == []
+
+    model, dataset = load_detector(config, result.checkpoint, CPU)
+    evaluation = evaluate_model(model, dataset, CPU)
+    assert evaluation is not None
+    assert evaluation.metrics == result.metrics
+    assert result.metrics["bbox_mAP_50"] > 0
+
+
+def test_weight_decay_spares_what_the_recipe_names(config: Config) -> None:
+    model = build_model(config, ("a",), CPU, fp16=False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_merged_optimizer(model, config.optimizer).param_groups
+    assert len(groups) == 2
+    decay = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decay.keys() == set(names.values())
+    spared = {name for name, value in decay.items() if value == 0}
+    assert spared == {name for name in decay if "norm" in name or "relative_position_bias_table" in name}
+    assert set(decay.values()) == {0, 0.05}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"workflow": [("train", 1), ("val", 1)]}, "workflow"),
+        ({"optimizer_config.update_interval": 2}, "optimizer_config.update_interval must be 1"),
+        ({"optimizer_config.cumulative_iters": 2}, "optimizer_config.cumulative_iters must be 1"),
+        ({"runner.type": "IterBasedRunner"}, "runner.type 'IterBasedRunner' is not supported"),
+        ({"load_from": "weights.pth"}, "load_from is not supported"),
+        ({"resume_from": "latest.pth"}, "resume_from is not supported"),
+    ],
+)
+def test_an_unsupported_config_is_refused_before_anything_is_built(
+    config: Config, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    config.merge_from_dict(options)
+    config.data.train.ann_file = "nowhere.json"
+    config.model.type = "NoSuchDetector"
+    with pytest.raises(ValueError, match=sentence) as error:
+        train(config, tmp_path / "work")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
+    del config._cfg_dict["lr_config"]
+    with pytest.raises(ValueError, match="config section 'lr_config' is missing"):
+        check_supported(config)
+
+
+def test_a_training_that_diverges_stops_with_one_sentence(config: Config, tmp_path: Path) -> None:
+    config.optimizer.lr = 1e30
+    config.lr_config.warmup = None
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=r"diverged.*iteration [23] at learning rate .*lower optimizer.lr"):
+        train(config, tmp_path, callbacks=[recorder])
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_that_the_annotations_lack_are_named(config: Config, tmp_path: Path) -> None:
+    config.data.train.classes = ("disk", "unicorn")
+    with pytest.raises(ValueError, match=r"no category 'unicorn': set data\.train\.classes"):
+        train(config, tmp_path)

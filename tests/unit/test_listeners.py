@@ -1,0 +1,57 @@
+"""Records leave the worker in order, and reach MLflow in few requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from dfvt.cluster.listeners import MlflowCurves, QueueRelay, replay
+from dfvt.cluster.session import require_answer
+from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
+
+START = TrainingStart(step=0, max_steps=2, epoch=0, max_epochs=1)
+STEP = StepRecord(
+    step=1, max_steps=2, epoch=1, lr=0.1, losses={"loss": 2.0}, images_per_second=8.0, data_seconds=0.1
+)
+EVALUATION = EvaluationRecord(step=2, epoch=1, metrics={"bbox_mAP": 0.5})
+
+
+def tell(callback: Callback) -> None:
+    callback.on_start(START)
+    callback.on_step(STEP)
+    callback.on_evaluation(EVALUATION)
+    callback.on_checkpoint(Path("latest.pth"), 2)
+    callback.on_end(Path("checkpoint.pth"))
+
+
+def test_a_relayed_training_is_told_as_if_it_were_here() -> None:
+    queue, here, there = Mock(), Mock(spec=Callback), Mock(spec=Callback)
+    tell(here)
+    tell(QueueRelay(queue))
+    for call in queue.put.call_args_list:
+        replay(call.args[0], there)
+    assert there.mock_calls == here.mock_calls
+    methods = {name for name in vars(Callback) if name.startswith("on_")}
+    assert {call[0] for call in there.mock_calls} == methods
+
+
+def test_curves_are_sent_once_and_in_order() -> None:
+    sent: list[tuple[int, dict[str, float]]] = []
+    recorder = Mock()
+    recorder.log_curve.side_effect = lambda points: sent.extend(points)
+    tell(MlflowCurves(recorder))
+    assert [step for step, _ in sent] == [1, 2]
+    assert sent[0][1] == {
+        "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 8.0, "train/data_seconds": 0.1
+    }  # fmt: skip
+    assert sent[1][1] == {"val/bbox_mAP": 0.5}
+    assert recorder.log_curve.call_count == 1
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "ray://:0", "host:port"])
+def test_what_is_no_address_is_one_sentence(address: str) -> None:
+    with pytest.raises(ValueError, match="RAY_ADDRESS") as caught:
+        require_answer(address)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,401 @@
+"""Runs recorded in a real SQLite store, and the lineage that they carry."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dfvt.tracking.lineage import collect_lineage, config_hash
+from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables made, which takes MLflow seconds."""
+    project = tmp_path_factory.mktemp("empty store")
+    open_run(f"sqlite:///{project / 'mlflow.db'}", project, experiment="another").finish()
+    return project / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = tmp_path / "a project, with # and ü"
+    project.mkdir()
+    return project
+
+
+@pytest.fixture
+def uri(project: Path, empty_database: Path) -> str:
+    shutil.copy(empty_database, project / "mlflow.db")
+    return tracking_uri(project)
+
+
+def open_run(uri: str, project: Path, experiment: str = "dfvt", **params: object) -> RunRecorder:
+    return RunRecorder.open(
+        uri,
+        experiment,
+        artifact_root=project / "mlartifacts",
+        run_name="tiny",
+        tags={"dfvt.variant": "tiny"},
+        params=params,
+    )
+
+
+def test_a_run_is_read_back_as_it_was_recorded(uri: str, project: Path) -> None:
+    recorder = open_run(uri, project, lr=2e-4, resume=None)
+    recorder.log_metrics({"bbox_mAP": 0.25, "bbox_mAP_s": -1, "segm_mAP": math.nan}, step=7)
+    recorder.set_tags({"dfvt.variant": "small", "data.hash": "abc"})
+    recorder.finish()
+
+    run = MlflowClient(uri).get_run(recorder.run_id)
+    assert run.info.run_name == "tiny"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.0002", "resume": "None"}
+    assert run.data.metrics["bbox_mAP"] == 0.25
+    assert run.data.metrics["bbox_mAP_s"] == -1
+    assert math.isnan(run.data.metrics["segm_mAP"])
+    assert run.data.tags["dfvt.variant"] == "small"
+    assert run.data.tags["data.hash"] == "abc"
+
+
+def test_long_curves_are_read_back(uri: str, project: Path) -> None:
+    recorder = open_run(uri, project)
+    recorder.log_curve((step, {"loss": 1 / (step + 1), "lr": 0.1}) for step in range(1200))
+    recorder.log_metrics({"loss": 0.0}, step=1200)
+    history = MlflowClient(uri).get_metric_history(recorder.run_id, "loss")
+    points = sorted((metric.step, metric.value) for metric in history)
+    assert points == [*((step, 1 / (step + 1)) for step in range(1200)), (1200, 0.0)]
+
+
+def test_many_and_long_parameters_are_kept(uri: str, project: Path) -> None:
+    long = "x" * 7000
+    many = {f"model.option_{index}": index for index in range(230)}
+    recorder = open_run(uri, project, **many, config=long)
+    params = MlflowClient(uri).get_run(recorder.run_id).data.params
+    assert len(params) == 231
+    assert params["model.option_229"] == "229"
+    assert params["config"] == long[:6000]
+    (whole,) = (project / "mlartifacts").rglob("params/config.txt")
+    assert whole.read_text() == long
+
+
+def test_artifacts_lie_in_the_folder_of_the_project(uri: str, project: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    (gallery / "1.png").write_bytes(b"png")
+    recorder = open_run(uri, project)
+    recorder.log_artifact(gallery / "1.png")
+    recorder.log_artifacts(gallery, "gallery")
+    artifacts = project / "mlartifacts" / recorder.run_id / "artifacts"
+    assert {str(file.relative_to(artifacts)) for file in artifacts.rglob("*.png")} == {
+        "1.png",
+        "gallery/1.png",
+    }
+    downloaded = MlflowClient(uri).download_artifacts(recorder.run_id, "gallery/1.png", str(tmp_path))
+    assert Path(downloaded).read_bytes() == b"png"
+
+
+def test_another_process_continues_a_run(uri: str, project: Path, tmp_path: Path) -> None:
+    recorder = open_run(uri, project)
+    worker = """
+import sys
+from dfvt.tracking.mlflow import RunRecorder
+recorder = RunRecorder.attach(*sys.argv[1:])
+recorder.log_metrics({"loss": 0.5}, step=3)
+recorder.finish("KILLED")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", worker, recorder.uri, recorder.run_id],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    run = MlflowClient(uri).get_run(recorder.run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {"loss": 0.5}
+
+
+def test_attaching_leaves_the_status(uri: str, project: Path) -> None:
+    recorder = open_run(uri, project)
+    recorder.finish("FAILED")
+    RunRecorder.attach(uri, recorder.run_id).log_metrics({"bbox_mAP": 0.1})
+    run = MlflowClient(uri).get_run(recorder.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.metrics == {"bbox_mAP": 0.1}
+
+
+def test_runs_that_are_unknown_or_deleted_are_refused(uri: str, project: Path) -> None:
+    with pytest.raises(ValueError, match="Run with id=nonsense not found"):
+        RunRecorder.attach(uri, "nonsense")
+    recorder = open_run(uri, project)
+    MlflowClient(uri).delete_run(recorder.run_id)
+    with pytest.raises(ValueError, match=f"run {recorder.run_id} .* is deleted; restore it"):
+        RunRecorder.attach(uri, recorder.run_id)
+
+
+def test_a_deleted_experiment_is_refused(uri: str, project: Path) -> None:
+    open_run(uri, project)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dfvt")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(ValueError, match="experiment dfvt is deleted; restore it"):
+        open_run(uri, project)
+
+
+def test_a_run_with_impossible_parameters_is_marked_as_failed(uri: str, project: Path) -> None:
+    with pytest.raises(ValueError, match=r"refuses: .*a\[0\]") as caught:
+        open_run(uri, project, **{"a[0]": 1})
+    assert "\n" not in str(caught.value)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dfvt")
+    assert experiment is not None
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_runs_opened_at_the_same_time_share_one_experiment(uri: str, project: Path) -> None:
+    start = threading.Barrier(4)
+
+    def open_together(_: int) -> str:
+        start.wait()
+        return open_run(uri, project).run_id
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = set(pool.map(open_together, range(4)))
+    client = MlflowClient(uri)
+    assert len({client.get_run(run).info.experiment_id for run in runs}) == 1
+    assert len(runs) == 4
+
+
+def test_the_experiment_of_a_faster_process_is_used(
+    uri: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_run(uri, project)
+    look_up = MlflowClient.get_experiment_by_name
+    answers = iter([False, True])  # absent at the first look, made by the other process before the second
+    monkeypatch.setattr(
+        MlflowClient,
+        "get_experiment_by_name",
+        lambda client, name: look_up(client, name) if next(answers) else None,
+    )
+    second = open_run(uri, project)
+    client = MlflowClient(uri)
+    assert client.get_run(second.run_id).info.experiment_id == client.get_run(first.run_id).info.experiment_id
+
+
+def test_a_new_database_appears_silently_and_complete(
+    project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = project / "mlflow.db"
+    made = []
+
+    class Client(MlflowClient):
+        """Another process makes the database while this one is still at it."""
+
+        def __init__(self, tracking_uri: str) -> None:
+            super().__init__(tracking_uri)
+            made.append(tracking_uri)
+            if len(made) == 1:
+                assert not database.exists()
+                shutil.copy(empty_database, database)
+
+    monkeypatch.setattr("dfvt.tracking.mlflow.MlflowClient", Client)
+    open_run(tracking_uri(project), project)
+    assert made[1:] == [f"sqlite:///{database}"]
+    assert MlflowClient(tracking_uri(project)).get_experiment_by_name("another") is not None
+    assert [path.name for path in project.iterdir()] == ["mlflow.db"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_store_is_in_the_project_unless_the_environment_says_otherwise(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent)
+    assert tracking_uri(Path(project.name)) == f"sqlite:///{project}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+    assert tracking_uri(project) == f"sqlite:///{tmp_path}/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking_uri(project) == "http://tracking:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with pytest.raises(ValueError, match="cannot hold %; rename"):
+        tracking_uri(tmp_path / "100%")
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("nonsense", "is none of http, https"),
+        ("", "is none of http, https"),
+        ("file:///mlruns", "is none of http, https"),
+        ("http://", "names no host"),
+        ("http://[", "is no valid address"),
+        ("http://host:port", "is no valid address"),
+        ("http://a..b", "cannot be reached at a..b:80"),
+        ("postgresql+psycopg2://me:secret@127.0.0.1:1/db", r"//\*\*\*@127.0.0.1:1/db cannot be reached"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////no/such/folder/mlflow.db", "is in the folder /no/such/folder, which does not exist"),
+    ],
+)
+def test_addresses_that_cannot_work_are_refused(
+    address: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(ValueError, match=problem) as caught:
+        require_reachable(address)
+    assert "correct MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_files_that_are_no_database_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "mlflow.db"
+    text.write_text("not a database, but long enough to have a header\n" * 10)
+    for file in (text, tmp_path):
+        with pytest.raises(ValueError, match="cannot be read"):
+            require_reachable(f"sqlite:///{file}")
+    text.unlink()
+    require_reachable(f"sqlite:///{text}")
+    assert not text.exists()
+
+
+def test_a_database_of_another_mlflow_version_is_left_alone(uri: str, project: Path) -> None:
+    database = project / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update alembic_version set version_num = 'future'")
+    before = database.read_bytes()
+    with pytest.raises(ValueError, match=r"refuses: .*out-of-date database schema") as caught:
+        open_run(uri, project)
+    assert "\n" not in str(caught.value)
+    assert database.read_bytes() == before
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A port whose queue of connections is full, so that nobody gets an answer."""
+    with socket.socket() as server, socket.socket() as first, socket.socket() as second:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for client in (first, second):
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+def test_an_unreachable_server_is_noticed_in_time(
+    project: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        open_run(f"http://127.0.0.1:{silent_server}", project)
+    with pytest.raises(ValueError, match=r"cannot be reached at 127\.0\.0\.1:1 "):
+        RunRecorder.attach("http://127.0.0.1:1", "run")
+    assert time.monotonic() - start < 10
+
+
+@pytest.fixture
+def web_server() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_is_not_mlflow_is_refused(
+    project: Path, web_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(ValueError, match=f"127.0.0.1:{web_server} refuses: ") as caught:
+        open_run(f"http://127.0.0.1:{web_server}", project)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_behind_a_proxy_is_reached_through_it(
+    web_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{web_server}")
+    monkeypatch.setenv("no_proxy", "")
+    require_reachable("http://tracking.invalid:5000")
+
+
+@pytest.fixture
+def no_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set when a git hook runs the tests
+        monkeypatch.delenv(name, raising=False)
+
+
+def lineage(project: Path, **ray: str) -> dict[str, str]:
+    return collect_lineage(
+        project, variant="tiny", profile="mini", data_hash="d", config_hash=config_hash("model = 1"), **ray
+    )
+
+
+@pytest.mark.usefixtures("no_git_settings")
+def test_lineage_without_git_dvc_and_ray_is_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    expected = {
+        "dfvt.variant": "tiny",
+        "dfvt.profile": "mini",
+        "git.commit": "none",
+        "git.dirty": "none",
+        "dvc.lock": "none",
+        "data.hash": "d",
+        "config.hash": hashlib.sha256(b"model = 1").hexdigest(),
+        "ray.job_id": "none",
+        "ray.trial_id": "none",
+    }
+    assert lineage(project) == expected
+    monkeypatch.setenv("PATH", "")
+    assert lineage(project) == expected
+
+
+@pytest.mark.usefixtures("no_git_settings")
+def test_lineage_names_the_commit_and_what_differs_from_it(project: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.strip()
+
+    (project / "params.yaml").write_text("profile: mini\n")
+    (project / "dvc.lock").write_text("one\n")
+    git("init")
+    assert lineage(project)["git.commit"] == "none"
+    git("add", ".")
+    git("commit", "-m", "first")
+
+    (project / "dvc.lock").write_text("two\n")
+    (project / "notes.txt").write_text("untracked\n")
+    tags = lineage(project, ray_job_id="02000000", ray_trial_id="ab_1")
+    assert tags["git.commit"] == git("rev-parse", "HEAD")
+    assert tags["git.dirty"] == "false"
+    assert tags["dvc.lock"] == hashlib.sha256(b"two\n").hexdigest()
+    assert (tags["ray.job_id"], tags["ray.trial_id"]) == ("02000000", "ab_1")
+
+    (project / "params.yaml").write_text("profile: custom\n")
+    assert lineage(project)["git.dirty"] == "true"
+
+    (project / ".git" / "config").write_text("nonsense [")
+    with pytest.raises(ValueError, match=r"git cannot read the repository of .*bad config") as caught:
+        lineage(project)
+    assert "\n" not in str(caught.value)
