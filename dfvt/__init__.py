@@ -1,7 +1,7 @@
 """DFvT object detection: train, compare and extend DFvT detectors on today's PyTorch.
 
 Importing this package makes the backbone `DFvT` known to mmdet, without importing mmdet (which takes
-seconds): the registration happens as soon as mmdet's model registry is imported, before or after this package.
+seconds): the registration happens when mmdet's model registry is imported, before or after this package.
 """
 
 from types import ModuleType

@@ -45,7 +45,7 @@ test_pipeline = [
     ),
 ]
 data = dict(
-    samples_per_gpu=8,
+    samples_per_gpu=4,
     workers_per_gpu=0,
     train=dict(pipeline=train_pipeline),
     val=dict(pipeline=test_pipeline),
@@ -54,7 +54,7 @@ data = dict(
 optimizer = dict(lr=0.001)
 optimizer_config = dict(grad_clip=dict(_delete_=True, max_norm=10.0))
 lr_config = dict(_delete_=True, policy="CosineAnnealing", min_lr=0.0, warmup="linear", warmup_iters=50, warmup_ratio=0.01, by_epoch=False)
-runner = dict(max_epochs=8)
-evaluation = dict(interval=2)
-checkpoint_config = dict(interval=2)
+runner = dict(max_epochs=9)
+evaluation = dict(interval=3)
+checkpoint_config = dict(interval=1)
 log_config = dict(interval=10)

@@ -41,7 +41,7 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
 
 
 def _close_temporary_files(error: Exception) -> None:
-    """Close what mmcv leaves open when it fails; collected later, the files would complain on the terminal."""
+    """Close what mmcv leaves open when it fails: collected later, the files complain on the terminal."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         file = frame.f_locals.get("temp_config_file")
         if file is not None:

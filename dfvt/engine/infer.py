@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import torch
 from mmcv import Config
-from mmdet.datasets import build_dataset
 from mmdet.models import build_detector
 
 import dfvt.models  # noqa: F401
-from dfvt.engine.console import without_chatter
+from dfvt.engine.datasets import build_coco_dataset
 from dfvt.models.checkpoints import read_checkpoint, state_dict_of
 
 
@@ -42,7 +41,7 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
 
     Raises:
         FileNotFoundError: the checkpoint is missing.
-        ValueError: it is damaged, or of another detector.
+        ValueError: it is damaged or of another detector, or the annotations lack a class of the config.
     """
     model = build_bare_detector(cfg)
     content = read_checkpoint(checkpoint)
@@ -53,7 +52,6 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
         raise ValueError(
             f"checkpoint {checkpoint} does not fit the config's detector: {lines[0][:300]}"
         ) from error
-    with without_chatter():
-        dataset = build_dataset(cfg.data.test, {"test_mode": True})
+    dataset = build_coco_dataset(cfg.data.test, test_mode=True)
     model.CLASSES = dataset.CLASSES
     return model.to(device), dataset
