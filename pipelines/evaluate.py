@@ -41,7 +41,13 @@ def main(settings: Settings, variant: str) -> None:
     with tqdm(
         total=len(dataset), desc=f"evaluate@{variant}", unit="img", disable=not sys.stderr.isatty()
     ) as bar:
-        evaluation = evaluate_model(model, dataset, device, progress=lambda done, _: bar.update(done - bar.n))
+        evaluation = evaluate_model(
+            model,
+            dataset,
+            device,
+            num_workers=cfg.data.workers_per_gpu,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
     assert evaluation is not None, "one process evaluates"
 
     folder = EVALUATIONS / f".{variant}.partial"

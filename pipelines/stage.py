@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -41,6 +42,9 @@ def _parser(name: str) -> ArgumentParser:
 def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _end_in_order)
+    # OpenMP's threads wait asleep: busy waiting makes a training ten times slower as soon as another program
+    # wants a core. Set before torch is imported; Ray's workers inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         work()
     except (ValueError, FileNotFoundError) as error:

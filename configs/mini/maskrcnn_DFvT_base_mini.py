@@ -7,5 +7,5 @@ model = dict(
         rcnn=dict(nms=dict(type="soft_nms", iou_threshold=0.5)),
     ),
 )
-runner = dict(max_epochs=4)
+runner = dict(max_epochs=1)
 evaluation = dict(interval=2)

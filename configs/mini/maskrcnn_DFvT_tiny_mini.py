@@ -51,10 +51,10 @@ data = dict(
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline),
 )
-optimizer = dict(lr=0.001)
+optimizer = dict(lr=0.001, fused=True)
 optimizer_config = dict(grad_clip=dict(_delete_=True, max_norm=10.0))
 lr_config = dict(_delete_=True, policy="CosineAnnealing", min_lr=0.0, warmup="linear", warmup_iters=50, warmup_ratio=0.01, by_epoch=False)
-runner = dict(max_epochs=9)
-evaluation = dict(interval=3)
+runner = dict(max_epochs=4)
+evaluation = dict(interval=2)
 checkpoint_config = dict(interval=1)
 log_config = dict(interval=10)

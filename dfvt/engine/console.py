@@ -19,7 +19,7 @@ def quiet_libraries() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from mmcv.utils import get_logger
 
-    get_logger("mmcv", log_level=logging.WARNING)
+    get_logger("mmcv").setLevel(logging.WARNING)  # its own argument counts for a new logger only
 
 
 @contextlib.contextmanager
