@@ -42,9 +42,9 @@ def _parser(name: str) -> ArgumentParser:
 def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _end_in_order)
-    # OpenMP's threads wait asleep: busy waiting makes a training ten times slower as soon as another program
+    # OpenMP's threads soon wait asleep: busy waiting makes a training ten times slower when another program
     # wants a core. Set before torch is imported; Ray's workers inherit it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         work()
     except (ValueError, FileNotFoundError) as error:

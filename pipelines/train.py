@@ -6,7 +6,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from dfvt.cluster.listeners import MlflowCurves
+from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.data.coco import DatasetManifest

@@ -7,5 +7,5 @@ model = dict(
         rcnn=dict(nms=dict(type="soft_nms", iou_threshold=0.5)),
     ),
 )
-runner = dict(max_epochs=1)
-evaluation = dict(interval=2)
+runner = dict(max_epochs=2)
+evaluation = dict(interval=1)

@@ -1,18 +1,19 @@
 # The published detector for a CPU and generated images: narrow heads, few RoIs, small images, a short schedule.
+# On a CPU torchvision's RoIAlign is the faster of two that agree, and so is the fused optimiser.
 _base_ = "../DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
 model = dict(
     neck=dict(out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(use_torchvision=True)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=4),
-        mask_roi_extractor=dict(out_channels=64),
+        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(use_torchvision=True)),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=4),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=48)),
+        rcnn=dict(sampler=dict(num=32)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
@@ -54,7 +55,7 @@ data = dict(
 optimizer = dict(lr=0.001, fused=True)
 optimizer_config = dict(grad_clip=dict(_delete_=True, max_norm=10.0))
 lr_config = dict(_delete_=True, policy="CosineAnnealing", min_lr=0.0, warmup="linear", warmup_iters=50, warmup_ratio=0.01, by_epoch=False)
-runner = dict(max_epochs=4)
-evaluation = dict(interval=2)
+runner = dict(max_epochs=5)
+evaluation = dict(interval=3)
 checkpoint_config = dict(interval=1)
 log_config = dict(interval=10)

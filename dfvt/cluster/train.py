@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from dfvt.cluster.listeners import QueueRelay, replay
+from dfvt.cluster.relay import QueueRelay, replay
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 

@@ -71,7 +71,7 @@ def generate_shapes(
     root: Path,
     *,
     seed: int = 0,
-    num_train: int = 400,
+    num_train: int = 280,
     num_val: int = 100,
     height: int = 128,
     width: int = 160,

@@ -72,13 +72,13 @@ def test_evaluation_equals_the_trainings_last_validation(reproduced: Project) ->
 
 
 def test_with_nothing_changed_nothing_runs_and_it_takes_seconds(reproduced: Project) -> None:
-    for command in (["dvc", "repro"], ["python", "-m", "pipelines.repro"]):
+    for command, limit in ((["dvc", "repro"], 5), (["python", "-m", "pipelines.repro"], 10)):
         started = time.monotonic()
         result = reproduced.run(*command)
         seconds = time.monotonic() - started
         assert result.returncode == 0, result.stderr
         assert stages_run(result.stdout + result.stderr) == []
-        assert seconds < 5, f"{command} took {seconds:.1f} s"
+        assert seconds < limit, f"{command} took {seconds:.1f} s"
 
 
 def test_a_variants_parameter_reruns_that_variant_and_the_report_only(reproduced: Project) -> None:

@@ -7,7 +7,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from dfvt.cluster.listeners import MlflowCurves, QueueRelay, replay
+from dfvt.cluster.mlflow_curves import MlflowCurves
+from dfvt.cluster.relay import QueueRelay, replay
 from dfvt.cluster.session import require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 

@@ -1,0 +1,38 @@
+"""A training's records on their way out of its worker process. Workers import this, so it imports little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.util.queue import Queue
+
+from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
+
+
+class QueueRelay(Callback):
+    """Puts every call into a queue as (method name, arguments), for `replay` in another process."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def on_start(self, start: TrainingStart) -> None:
+        self.queue.put(("on_start", (start,)))
+
+    def on_step(self, record: StepRecord) -> None:
+        self.queue.put(("on_step", (record,)))
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self.queue.put(("on_evaluation", (record,)))
+
+    def on_checkpoint(self, path: Path, step: int) -> None:
+        self.queue.put(("on_checkpoint", (path, step)))
+
+    def on_end(self, checkpoint: Path) -> None:
+        self.queue.put(("on_end", (checkpoint,)))
+
+
+def replay(event: tuple[str, tuple[Any, ...]], callback: Callback) -> None:
+    """Makes a call that a `QueueRelay` recorded."""
+    method, arguments = event
+    getattr(callback, method)(*arguments)
