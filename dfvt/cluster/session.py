@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,9 @@ def ray_session() -> Iterator[str]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        if shlex.quote(sys.executable) != sys.executable:
+            # Ray starts some of its workers through a shell, and does not quote a path with spaces.
+            options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:

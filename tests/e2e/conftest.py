@@ -37,12 +37,12 @@ class Project:
 
     def environment(self, **changes: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in FREE}
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        path = os.pathsep.join([str(self.path / ".venv/bin"), os.environ["PATH"]])
         # The copy's own code runs, not that of the checkout which is installed.
         return {**kept, "PATH": path, "PYTHONPATH": str(self.path), "CUDA_VISIBLE_DEVICES": "", **changes}
 
     def repro(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "pipelines.repro", *arguments, **environment)
+        return self.run("python", "-m", "pipelines.repro", *arguments, **environment)
 
     def set_params(self, **changes: Any) -> None:
         """Change params.yaml; names are keys with __ for a dot."""
@@ -76,6 +76,7 @@ def copy_project(folder: Path) -> Project:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     project = Project(folder)
+    (folder / ".venv").symlink_to(Path(sys.prefix))  # Python's own path has spaces too
     assert project.run("git", "init", "-q").returncode == 0
     project.set_params(
         data__shapes={"seed": 0, "num_train": 24, "num_val": 8, "height": 64, "width": 96},

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 def start_training(project: Project) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.repro", "train@tiny"],
+        [project.path / ".venv/bin/python", "-m", "pipelines.repro", "train@tiny"],
         cwd=project.path,
         env=project.environment(),
         stderr=subprocess.PIPE,

@@ -1,0 +1,57 @@
+"""`dfvt` does what its commands say, and answers a mistake in one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfvt.cli import main
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
+
+
+def test_profile_counts_the_published_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", CONFIG, "--json"]) == 0
+    size = json.loads(capsys.readouterr().out)
+    assert (size["num_params"], size["backbone_params"]) == (23_769_651, 3_680_067)
+    assert size["input_shape"] == [800, 1280]
+
+
+def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["model.roi_head.bbox_head.num_classes=4", "model.roi_head.mask_head.num_classes=4"]
+    assert main(["profile", CONFIG, "--json", "--cfg-options", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["num_params"] < 23_769_651
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["profile", "absent.py"], "config absent.py does not exist"),
+        (["test", CONFIG, "absent.pth", "--gpus", "0"], "checkpoint absent.pth does not exist"),
+        (["profile", CONFIG, "--cfg-options", "data.train.pipeline.x=1"], "do not fit config"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert sentence in said
+    assert "\n" not in said
+
+
+def test_debug_shows_where_an_error_comes_from() -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["profile", "absent.py", "--debug"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["train"], ["test", CONFIG, "x.pth", "--eval", "panoptic"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
