@@ -8,4 +8,4 @@ model = dict(
     ),
 )
 runner = dict(max_epochs=2)
-evaluation = dict(interval=1)
+evaluation = dict(interval=2)

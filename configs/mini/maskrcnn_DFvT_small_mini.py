@@ -4,4 +4,4 @@ model = dict(
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
 runner = dict(max_epochs=2)
-evaluation = dict(interval=1)
+evaluation = dict(interval=2)

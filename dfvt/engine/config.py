@@ -105,11 +105,13 @@ def input_shape_of(cfg: Config) -> tuple[int, int]:
     Raises:
         ValueError: the test pipeline has no `MultiScaleFlipAug` with one `img_scale`.
     """
-    scales = [step.img_scale for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
-    if len(scales) != 1 or not isinstance(scales[0], tuple):
+    steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
+    if len(steps) != 1 or not isinstance(steps[0].img_scale, tuple):
         raise ValueError("the config's test pipeline must have one MultiScaleFlipAug with one img_scale")
-    width, height = max(scales[0]), min(scales[0])
-    return height, min(width // 32 * 32, height * 8 // 5)
+    divisors = [step.get("size_divisor") or 1 for step in steps[0].transforms if step.type == "Pad"]
+    divisor = max(divisors, default=1)
+    height, width = min(steps[0].img_scale), max(steps[0].img_scale)
+    return height // divisor * divisor, min(width, height * 8 // 5) // divisor * divisor
 
 
 def use_mixed_precision(cfg: Config) -> bool:
