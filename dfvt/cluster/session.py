@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -33,10 +34,13 @@ def ray_session() -> Iterator[str]:
         if shlex.quote(sys.executable) != sys.executable:
             # Ray starts some of its workers through a shell, and does not quote a path with spaces.
             options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ValueError(unreachable(address, str(error).splitlines()[0])) from error
+    # Ray's own handler ends the process on the spot, and its workers with it only later.
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield ray.get_runtime_context().get_job_id()
     finally:

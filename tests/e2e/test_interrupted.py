@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.conftest import Project
+from tests.conftest import Project
 
 pytestmark = pytest.mark.e2e
 
@@ -60,9 +60,9 @@ def assert_no_processes(project: Project) -> None:
 
 
 @pytest.fixture
-def long_project(project: Project) -> Project:
-    project.set_params(train__num_epochs=12)
-    return project
+def long_project(prepared: Project) -> Project:
+    prepared.set_params(train__num_epochs=12)
+    return prepared
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfvt.data.shapes import generate_shapes
-from tests.e2e.conftest import Project
+from tests.conftest import Project
 
 pytestmark = pytest.mark.e2e
 TRAIN_JSON = Path("annotations/instances_train2017.json")

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dfvt.reports.results import AP_KEYS
-from tests.e2e.conftest import Project
+from tests.conftest import Project
 
 pytestmark = pytest.mark.e2e
 VARIANTS = ("tiny", "small", "base")

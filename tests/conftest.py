@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
 
 
@@ -91,6 +91,23 @@ def copy_project(folder: Path) -> Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "a project, elsewhere")
+
+
+@pytest.fixture(scope="session")
+def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose stages before the trainings have run, for tests to copy."""
+    project = copy_project(tmp_path_factory.mktemp("prepared") / "a project")
+    result = project.repro("profile", "fetch_weights")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return project
+
+
+@pytest.fixture
+def prepared(prepared_once: Project, tmp_path: Path) -> Project:
+    """A project of its own in which a training can start at once."""
+    folder = tmp_path / "a project, elsewhere"
+    shutil.copytree(prepared_once.path, folder, symlinks=True)
+    return Project(folder)
 
 
 @pytest.fixture(scope="session")
