@@ -11,7 +11,6 @@ from dfvt.cluster.session import ray_session
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.data.coco import DatasetManifest
 from dfvt.engine.console import quiet_libraries
-from dfvt.engine.curves import CurveFiles
 from dfvt.engine.progress import Progress
 from dfvt.settings import Settings, VariantTrainSettings
 from dfvt.tracking.lineage import collect_lineage, config_hash
@@ -60,7 +59,7 @@ def main(settings: Settings, variant: str) -> None:
             use_gpu=values.use_gpu,
             lineage=lineage,
         )
-        listeners = [CurveFiles(state), MlflowCurves(recorder), Progress(f"train@{variant}")]
+        listeners = [MlflowCurves(recorder), Progress(f"train@{variant}")]
         try:
             run_training(job, listeners)
         except BaseException as error:

@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from dfvt.cluster.relay import QueueRelay, replay
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
+from dfvt.engine.curves import CurveFiles
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
         job.work_dir,
         seed=job.seed,
         device=get_device(),
-        callbacks=[QueueRelay(arguments["events"])] if get_context().get_world_rank() == 0 else [],
+        # The curves are written here, so that none of their rows is missing when this process outlives the one
+        # that listens, and has saved its state.
+        callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])]
+        if get_context().get_world_rank() == 0
+        else [],
         meta=job.lineage,
     )
 
