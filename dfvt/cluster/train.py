@@ -119,8 +119,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
         job.work_dir,
         seed=job.seed,
         device=get_device(),
-        # The curves are written here, so that none of their rows is missing when this process outlives the one
-        # that listens, and has saved its state.
+        # The curves are written here, so that none of their rows is missing when this process outlives the
+        # one that listens and has saved its state.
         callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])]
         if get_context().get_world_rank() == 0
         else [],
