@@ -71,14 +71,20 @@ def test_evaluation_equals_the_trainings_last_validation(reproduced: Project) ->
             assert float(validated[name]) == pytest.approx(metrics[name], abs=1e-5)
 
 
-def test_with_nothing_changed_nothing_runs_and_it_takes_seconds(reproduced: Project) -> None:
-    for command, limit in ((["dvc", "repro"], 5), (["python", "-m", "pipelines.repro"], 10)):
+@pytest.mark.parametrize("command", [["dvc", "repro"], ["python", "-m", "pipelines.repro"]])
+def test_with_nothing_changed_nothing_runs(reproduced: Project, command: list[str]) -> None:
+    result = reproduced.run(*command)
+    assert result.returncode == 0, result.stderr
+    assert stages_run(result.stdout + result.stderr) == []
+
+
+def test_finding_that_nothing_changed_takes_seconds(reproduced: Project) -> None:
+    times = []
+    for _ in range(3):  # the best of three: other programs may be busy meanwhile
         started = time.monotonic()
-        result = reproduced.run(*command)
-        seconds = time.monotonic() - started
-        assert result.returncode == 0, result.stderr
-        assert stages_run(result.stdout + result.stderr) == []
-        assert seconds < limit, f"{command} took {seconds:.1f} s"
+        reproduced.run("dvc", "repro")
+        times.append(time.monotonic() - started)
+    assert min(times) < 5, times
 
 
 def test_a_variants_parameter_reruns_that_variant_and_the_report_only(reproduced: Project) -> None:
