@@ -87,16 +87,3 @@ def test_stopped_in_the_middle_it_carries_on(long_project: Project, number: sign
         line.split(",")[0] for line in (long_project.path / "runs/tiny/curve.csv").read_text().split()[1:]
     ]
     assert steps == [str(step) for step in range(1, 12 * 6 + 1)]
-
-
-def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) -> None:
-    process = start_training(long_project)
-    wait_for_state(long_project, process)
-    stage = next(p for p in processes_of(long_project) if "pipelines.train" in p.cmdline())
-    stage.kill()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert_no_processes(long_project)
-    result = long_project.repro("train@tiny")
-    assert result.returncode == 0, result.stderr
-    assert "train@tiny: continues after step" in result.stderr
