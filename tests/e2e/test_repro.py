@@ -105,6 +105,19 @@ def test_the_same_seed_gives_the_same_numbers_again(reproduced: Project) -> None
     assert json.loads((reproduced.path / "runs/tiny/run.json").read_text())["mlflow_run_id"] != client_runs
 
 
+def test_dvc_compares_and_experiments(reproduced: Project) -> None:
+    for command in (
+        ["dvc", "metrics", "show"],
+        ["dvc", "metrics", "diff", "HEAD"],
+        ["dvc", "plots", "diff", "HEAD"],
+        ["dvc", "exp", "run", "-S", "train.variants.tiny.lr=2e-4", "train@tiny"],
+        ["dvc", "exp", "show", "--csv"],
+    ):
+        result = reproduced.run(*command)
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+    assert "train.variants.tiny.lr" in result.stdout
+
+
 def test_no_absolute_path_of_the_project_is_in_what_it_commits(reproduced: Project) -> None:
     tracked = reproduced.run("git", "ls-files").stdout.split("\n")
     texts = [reproduced.path / name for name in filter(None, tracked)]
