@@ -101,8 +101,8 @@ class ShapesSettings(_Section):
     """Size of the generated data set of profile mini; height and width in pixels."""
 
     seed: Seed = 0
-    num_train: Count = 280
-    num_val: Count = 100
+    num_train: Count = 220
+    num_val: Count = 80
     height: ImageSide = 128
     width: ImageSide = 160
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from argparse import ArgumentParser
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from dfvt.settings import Settings, load_settings
 
@@ -24,7 +28,25 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"repro: {error}", file=sys.stderr)
         return 2
-    return reproduce(options.targets, force=options.force)
+    signal.signal(signal.SIGTERM, end_stages)
+    try:
+        return reproduce(options.targets, force=options.force)
+    except KeyboardInterrupt:
+        print("repro: stopped; the same command carries on", file=sys.stderr)
+        return 130
+
+
+def end_stages(number: int, _: FrameType | None) -> None:
+    """Pass a signal on to the running stage, whose end ends this process, or end when there is none."""
+    stages = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any(argument.startswith("pipelines.") for argument in child.cmdline())
+    ]
+    for stage in stages:
+        stage.send_signal(number)
+    if not stages:
+        sys.exit(128 + number)
 
 
 def check_inputs(settings: Settings) -> None:
@@ -64,8 +86,7 @@ def reproduce(targets: list[str], *, force: bool) -> int:
     except ReproductionError as error:
         cause = error.__cause__
         if isinstance(cause, StageCmdFailedError):
-            status = re.search(r"exited with (\d+)$", str(cause))
-            return int(status[1]) if status else 1
+            return exit_code(str(cause))
         print(f"repro: {error}: {cause}", file=sys.stderr)
         return 1
     except DvcException as error:
@@ -77,6 +98,14 @@ def reproduce(targets: list[str], *, force: bool) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def exit_code(failure: str) -> int:
+    """The exit code in DVC's words about a failed stage; 128 + N for one that signal N ended."""
+    status = re.search(r"exited with (-?\d+)$", failure)
+    if status is None:
+        return 1
+    return int(status[1]) if int(status[1]) >= 0 else 128 - int(status[1])
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
 
 
 def _end_in_order(number: int, _: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the end of the first
     sys.exit(128 + number)
 
 

@@ -1,21 +1,23 @@
 """Stage train@VARIANT: one training under Ray, one MLflow run."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import sys
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.session import ray_session
-from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.data.coco import DatasetManifest
-from dfvt.engine.console import quiet_libraries
-from dfvt.engine.progress import Progress
 from dfvt.settings import Settings, VariantTrainSettings
 from dfvt.tracking.lineage import collect_lineage, config_hash
-from dfvt.tracking.mlflow import RunRecorder, tracking_uri
 from pipelines.stage import CONFIGS, DATASET_MANIFEST, replace_folder, run_variant_stage
+
+if TYPE_CHECKING:
+    from dfvt.tracking.mlflow import RunRecorder
 
 RUNS = Path("runs")
 STATES = Path(".dfvt/train")  # not an output of the stage: DVC removes those before it runs a stage
@@ -23,8 +25,21 @@ OUTPUTS = ("config.py", "run.json", "curve.csv", "val.csv", "checkpoint.pth")
 
 
 def main(settings: Settings, variant: str) -> None:
+    with ray_session() as ray_job_id:
+        state = train_variant(settings, variant, ray_job_id)
+    keep_outputs(state, RUNS / variant)
+
+
+def train_variant(settings: Settings, variant: str, ray_job_id: Future[str]) -> Path:
+    """Train while or after Ray starts; returns the folder of the training's state and results."""
+    from dfvt.engine.console import quiet_libraries
+
     quiet_libraries()
+    # Importing these takes as long as Ray takes to start.
+    from dfvt.cluster.mlflow_curves import MlflowCurves
+    from dfvt.cluster.train import TrainingJob, run_training
     from dfvt.engine.config import load_config, override_config, with_absolute_paths, write_config
+    from dfvt.engine.progress import Progress
 
     project = Path.cwd()
     values = settings.train.for_variant(variant)
@@ -40,35 +55,32 @@ def main(settings: Settings, variant: str) -> None:
     )
     state = project / STATES / f"{variant}-{state_key(cfg.pretty_text, manifest, values, pretrained)}"
     write_config(cfg, state / "config.py")
-
-    with ray_session() as ray_job_id:
-        lineage = collect_lineage(
-            project,
-            variant=variant,
-            profile=settings.profile,
-            data_hash=manifest.data_hash,
-            config_hash=config_hash(cfg.pretty_text),
-            ray_job_id=ray_job_id,
-        )
-        recorder = open_run(settings, values, state / "run.json", lineage)
-        job = TrainingJob(
-            config=with_absolute_paths(cfg, project).pretty_text,
-            work_dir=state,
-            seed=values.seed,
-            num_workers=values.num_workers,
-            use_gpu=values.use_gpu,
-            lineage=lineage,
-        )
-        listeners = [MlflowCurves(recorder), Progress(f"train@{variant}")]
-        try:
-            run_training(job, listeners)
-        except BaseException as error:
-            recorder.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
+    lineage = collect_lineage(
+        project,
+        variant=variant,
+        profile=settings.profile,
+        data_hash=manifest.data_hash,
+        config_hash=config_hash(cfg.pretty_text),
+        ray_job_id=ray_job_id.result(),
+    )
+    recorder = open_run(settings, values, state / "run.json", lineage)
+    job = TrainingJob(
+        config=with_absolute_paths(cfg, project).pretty_text,
+        work_dir=state,
+        seed=values.seed,
+        num_workers=values.num_workers,
+        use_gpu=values.use_gpu,
+        lineage=lineage,
+    )
+    try:
+        run_training(job, [MlflowCurves(recorder), Progress(f"train@{variant}")])
+    except BaseException as error:
+        recorder.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
     recorder.log_artifact(state / "config.py")
     recorder.log_artifact(state / "checkpoint.pth")
     recorder.finish()
-    keep_outputs(state, RUNS / variant)
+    return state
 
 
 def state_key(config: str, manifest: DatasetManifest, values: VariantTrainSettings, pretrained: Path) -> str:
@@ -81,6 +93,8 @@ def open_run(
     settings: Settings, values: VariantTrainSettings, file: Path, lineage: dict[str, str]
 ) -> RunRecorder:
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
+    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+
     uri = tracking_uri(Path.cwd())
     if file.is_file():
         noted = json.loads(file.read_text())

@@ -1,13 +1,15 @@
 # The published detector for a CPU and generated images: narrow heads, few RoIs, small images, a short schedule.
-# On a CPU torchvision's RoIAlign is the faster of two that agree, and so is the fused optimiser.
+# One box regression for all classes learns from every positive RoI: boxes get exact in far fewer iterations.
+# On a CPU torchvision's RoIAlign is the faster of two that agree, one sample a bin is enough for small RoIs, and
+# the fused optimiser is the faster one.
 _base_ = "../DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
 model = dict(
     neck=dict(out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(use_torchvision=True)),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=4),
-        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(use_torchvision=True)),
+        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1, use_torchvision=True)),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=4, reg_class_agnostic=True),
+        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1, use_torchvision=True)),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=4),
     ),
     train_cfg=dict(
@@ -52,10 +54,10 @@ data = dict(
     val=dict(pipeline=test_pipeline),
     test=dict(pipeline=test_pipeline),
 )
-optimizer = dict(lr=0.001, fused=True)
+optimizer = dict(lr=0.002, fused=True)
 optimizer_config = dict(grad_clip=dict(_delete_=True, max_norm=10.0))
 lr_config = dict(_delete_=True, policy="CosineAnnealing", min_lr=0.0, warmup="linear", warmup_iters=50, warmup_ratio=0.01, by_epoch=False)
-runner = dict(max_epochs=5)
-evaluation = dict(interval=3)
+runner = dict(max_epochs=4)
+evaluation = dict(interval=2)
 checkpoint_config = dict(interval=1)
 log_config = dict(interval=10)

@@ -32,6 +32,11 @@ class QueueRelay(Callback):
         self.queue.put(("on_end", (checkpoint,)))
 
 
+def is_last(event: tuple[str, tuple[Any, ...]]) -> bool:
+    """Whether a training ended with this call: results are on disk, no worker has a step left."""
+    return event[0] == QueueRelay.on_end.__name__
+
+
 def replay(event: tuple[str, tuple[Any, ...]], callback: Callback) -> None:
     """Makes a call that a `QueueRelay` recorded."""
     method, arguments = event

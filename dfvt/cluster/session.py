@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,31 +20,47 @@ CONNECT_SECONDS = 5.0
 
 
 @contextmanager
-def ray_session() -> Iterator[str]:
-    """Uses the cluster at `RAY_ADDRESS`, or starts a local Ray that ends with the body. Yields the job's id.
+def ray_session() -> Iterator[Future[str]]:
+    """Uses the cluster at `RAY_ADDRESS`, or starts a local Ray that ends with the body.
+
+    Yields the future of the job's id: Ray takes seconds to start, in which the body can import what it needs.
+    Its result raises ValueError when the cluster refuses.
 
     Raises:
         ValueError: nobody answers at `RAY_ADDRESS`.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
     require_answer(address)
+    # The thread lives as long as the session: the processes that it started would end with it.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor:
+        job_id = executor.submit(connect, address)
+        try:
+            yield job_id
+        finally:
+            wait([job_id])
+            ray.shutdown()
+
+
+def connect(address: str) -> str:
+    """Connects this process to Ray, `local` starts one; returns the job's id.
+
+    Raises:
+        ValueError: the cluster does not answer.
+    """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unasked
     if address == "local":
+        # This machine will not be taken away with a warning: one process less to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         if shlex.quote(sys.executable) != sys.executable:
             # Ray starts some of its workers through a shell, and does not quote a path with spaces.
             options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ValueError(unreachable(address, str(error).splitlines()[0])) from error
-    # Ray's own handler ends the process on the spot, and its workers with it only later.
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield ray.get_runtime_context().get_job_id()
-    finally:
-        ray.shutdown()
+    return ray.get_runtime_context().get_job_id()
 
 
 def require_answer(address: str) -> None:

@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from dfvt.cluster.relay import QueueRelay, replay
+from dfvt.cluster.relay import QueueRelay, is_last, replay
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
@@ -44,6 +44,9 @@ class TrainingJob:
 def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     """Runs a training on the connected Ray; `callbacks` are called in this process.
 
+    It returns as soon as the training has ended in all workers. Ray Train may still put its actors away:
+    without a dashboard one of them waits twelve seconds for an answer. They end with the session.
+
     Raises:
         ValueError: the input is at fault, or the cluster cannot hold the workers.
         RuntimeError: the training failed.
@@ -70,15 +73,16 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     # In a thread of its own: in the main thread Ray Train would turn Ctrl-C into a success.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    while thread.is_alive() or not events.empty():
+    ended = False
+    while not ended and (thread.is_alive() or not events.empty()):
         try:
             event = events.get(timeout=0.5)
         except Empty:
             continue
         for callback in callbacks:
             replay(event, callback)
-    thread.join()
-    if failure:
+        ended = is_last(event)
+    if not ended and failure:
         raise explained(failure[0]) from failure[0]
 
 

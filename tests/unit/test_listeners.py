@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
-from dfvt.cluster.relay import QueueRelay, replay
+from dfvt.cluster.relay import QueueRelay, is_last, replay
 from dfvt.cluster.session import require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
@@ -34,6 +34,7 @@ def test_a_relayed_training_is_told_as_if_it_were_here() -> None:
     for call in queue.put.call_args_list:
         replay(call.args[0], there)
     assert there.mock_calls == here.mock_calls
+    assert [is_last(call.args[0]) for call in queue.put.call_args_list] == [False, False, False, False, True]
     methods = {name for name in vars(Callback) if name.startswith("on_")}
     assert {call[0] for call in there.mock_calls} == methods
 
