@@ -9,6 +9,7 @@ PYTHON := $(or $(PYTHON),$(shell \
 			echo "$$python"; break; \
 		fi; \
 	done))
+export MLFLOW_DISABLE_TELEMETRY ?= true
 ARGS ?=
 PORT ?= 5000
 

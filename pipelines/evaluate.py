@@ -12,9 +12,7 @@ from tqdm import tqdm
 
 from dfvt.data.coco import DatasetManifest
 from dfvt.engine.console import quiet_libraries
-from dfvt.reports.gallery import draw_gallery
 from dfvt.settings import Settings
-from dfvt.tracking.mlflow import RunRecorder, tracking_uri
 from pipelines.stage import DATASET_MANIFEST, replace_folder, run_variant_stage
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ def main(settings: Settings, variant: str) -> None:
     from dfvt.engine.config import load_config
     from dfvt.engine.evaluate import evaluate_model
     from dfvt.engine.infer import choose_device, load_detector
+    from dfvt.reports.gallery import draw_gallery
+    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
 
     run = Path("runs", variant)
     manifest = DatasetManifest.load(DATASET_MANIFEST)

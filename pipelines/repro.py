@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="STAGE", help="only these and what they need")
     parser.add_argument("-f", "--force", action="store_true", help="run them even if nothing changed")
     options = parser.parse_args()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         check_inputs(load_settings())
     except (ValueError, FileNotFoundError) as error:

@@ -42,6 +42,7 @@ def _parser(name: str) -> ArgumentParser:
 def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _end_in_order)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
     # OpenMP's threads soon wait asleep: busy waiting makes a training ten times slower when another program
     # wants a core. Set before torch is imported; Ray's workers inherit it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from concurrent.futures import Future
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +25,13 @@ OUTPUTS = ("config.py", "run.json", "curve.csv", "val.csv", "checkpoint.pth")
 
 
 def main(settings: Settings, variant: str) -> None:
-    with ray_session() as ray_job_id:
-        state = train_variant(settings, variant, ray_job_id)
+    with ray_session() as connected:
+        state = train_variant(settings, variant, connected)
     keep_outputs(state, RUNS / variant)
 
 
-def train_variant(settings: Settings, variant: str, ray_job_id: Future[str]) -> Path:
-    """Train while or after Ray starts; returns the folder of the training's state and results."""
+def train_variant(settings: Settings, variant: str, connected: Callable[[], str]) -> Path:
+    """Train once Ray is `connected`; returns the folder of the training's state and results."""
     from dfvt.engine.console import quiet_libraries
 
     quiet_libraries()
@@ -61,7 +61,7 @@ def train_variant(settings: Settings, variant: str, ray_job_id: Future[str]) -> 
         profile=settings.profile,
         data_hash=manifest.data_hash,
         config_hash=config_hash(cfg.pretty_text),
-        ray_job_id=ray_job_id.result(),
+        ray_job_id=connected(),
     )
     recorder = open_run(settings, values, state / "run.json", lineage)
     job = TrainingJob(

@@ -9,6 +9,8 @@ from ray.util.queue import Queue
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
+Event = tuple[str, tuple[Any, ...]]  # a method of Callback, its arguments
+
 
 class QueueRelay(Callback):
     """Puts every call into a queue as (method name, arguments), for `replay` in another process."""
@@ -32,12 +34,12 @@ class QueueRelay(Callback):
         self.queue.put(("on_end", (checkpoint,)))
 
 
-def is_last(event: tuple[str, tuple[Any, ...]]) -> bool:
+def is_last(event: Event) -> bool:
     """Whether a training ended with this call: results are on disk, no worker has a step left."""
     return event[0] == QueueRelay.on_end.__name__
 
 
-def replay(event: tuple[str, tuple[Any, ...]], callback: Callback) -> None:
+def replay(event: Event, callback: Callback) -> None:
     """Makes a call that a `QueueRelay` recorded."""
     method, arguments = event
     getattr(callback, method)(*arguments)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,22 +21,30 @@ CONNECT_SECONDS = 5.0
 
 
 @contextmanager
-def ray_session() -> Iterator[Future[str]]:
+def ray_session() -> Iterator[Callable[[], str]]:
     """Uses the cluster at `RAY_ADDRESS`, or starts a local Ray that ends with the body.
 
-    Yields the future of the job's id: Ray takes seconds to start, in which the body can import what it needs.
-    Its result raises ValueError when the cluster refuses.
+    Ray takes seconds to start, in which the body can import what it needs: yields a function that awaits Ray
+    and returns the job's id, to be called in the main thread. It raises ValueError when the cluster refuses.
 
     Raises:
         ValueError: nobody answers at `RAY_ADDRESS`.
     """
     address = os.environ.get("RAY_ADDRESS") or "local"
     require_answer(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     # The thread lives as long as the session: the processes that it started would end with it.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor:
         job_id = executor.submit(connect, address)
+
+        def connected() -> str:
+            job_id.result()
+            # Ray's own handler ends the process on the spot, and its workers with it only later.
+            signal.signal(signal.SIGTERM, on_sigterm)
+            return job_id.result()
+
         try:
-            yield job_id
+            yield connected
         finally:
             wait([job_id])
             ray.shutdown()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from dfvt.cluster.relay import QueueRelay, is_last, replay
+from dfvt.cluster.relay import Event, QueueRelay, is_last, replay
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
@@ -52,16 +54,19 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
         RuntimeError: the training failed.
     """
     scaling = scaling_of(job)
-    events = Queue(actor_options={"num_cpus": 0})
+    relayed = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": events},
+        train_loop_config={"job": job, "events": relayed},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
             storage_path=str(job.work_dir / "ray"), failure_config=FailureConfig(max_failures=0)
         ),
     )
+    # The main thread waits in Python alone: inside Ray, Ctrl-C is lost at times, and Ray Train would turn it
+    # into a success.
+    events: SimpleQueue[Event] = SimpleQueue()
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -70,11 +75,12 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
         except BaseException as error:  # handed to the calling thread
             failure.append(error)
 
-    # In a thread of its own: in the main thread Ray Train would turn Ctrl-C into a success.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
+    training = threading.Thread(target=fit, daemon=True)
+    listening = threading.Thread(target=collect, args=(relayed, training, events), daemon=True)
+    training.start()
+    listening.start()
     ended = False
-    while not ended and (thread.is_alive() or not events.empty()):
+    while not ended and (listening.is_alive() or not events.empty()):
         try:
             event = events.get(timeout=0.5)
         except Empty:
@@ -82,8 +88,18 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
         for callback in callbacks:
             replay(event, callback)
         ended = is_last(event)
-    if not ended and failure:
-        raise explained(failure[0]) from failure[0]
+    if not ended:
+        training.join()
+        error = failure[0] if failure else RuntimeError("its records were lost on their way here")
+        raise explained(error) from error
+
+
+def collect(relayed: Queue, training: threading.Thread, events: SimpleQueue[Event]) -> None:
+    """Moves events into a queue of this process until the training's thread has ended."""
+    with suppress(RayError):  # the session is over: who ended it knows
+        while training.is_alive() or not relayed.empty():
+            with suppress(Empty):
+                events.put(relayed.get(timeout=0.5))
 
 
 def scaling_of(job: TrainingJob) -> ScalingConfig:

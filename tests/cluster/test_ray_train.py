@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,9 @@ def cluster(prepared: Project, tmp_path: Path) -> Iterator[dict[str, str]]:
     environment = prepared.environment(**TOKEN)
     start = [ray, "start", "--head", "--port=0", "--include-dashboard=false", "--num-cpus=2", "--block"]
     log = (tmp_path / "ray.log").open("w")
-    head = subprocess.Popen(start, cwd=prepared.path, env=environment, stdout=log, stderr=log)
+    head = subprocess.Popen(
+        start, cwd=prepared.path, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
     try:
         while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
             assert head.poll() is None, (tmp_path / "ray.log").read_text()
@@ -35,7 +39,7 @@ def cluster(prepared: Project, tmp_path: Path) -> Iterator[dict[str, str]]:
         assert address
         yield {"RAY_ADDRESS": address[1], **TOKEN}
     finally:
-        head.terminate()
+        os.killpg(head.pid, signal.SIGKILL)  # it stops in its own time, up to a minute, when asked to
         head.wait(30)
         log.close()
 
