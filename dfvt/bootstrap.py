@@ -246,6 +246,8 @@ def install() -> None:
     run("installing uv", [*PIP, "install", pin["uv"]])
     uv = VENV / "bin" / "uv"
     env = uv_environment(os.environ)
+    # Where PYTHONDONTWRITEBYTECODE is set, every start of every process would compile what it imports.
+    env["UV_COMPILE_BYTECODE"] = os.environ.get("UV_COMPILE_BYTECODE", "1")
     cache = Path(output_of(uv, "cache", "dir").strip() or VENV)
     while not cache.exists():
         cache = cache.parent
