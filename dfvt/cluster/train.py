@@ -64,8 +64,7 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
             storage_path=str(job.work_dir / "ray"), failure_config=FailureConfig(max_failures=0)
         ),
     )
-    # The main thread waits in Python alone: inside Ray, Ctrl-C is lost at times, and Ray Train would turn it
-    # into a success.
+    # The main thread waits in Python alone, where Ctrl-C ends it: Ray Train would turn it into a success.
     events: SimpleQueue[Event] = SimpleQueue()
     failure: list[BaseException] = []
 

@@ -25,6 +25,8 @@ def start_training(project: Project) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A background job of a script ignores Ctrl-C and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,  # as a shell starts a job: Ctrl-C reaches the whole group
     )
 
