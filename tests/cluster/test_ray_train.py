@@ -39,7 +39,7 @@ def cluster(prepared: Project, tmp_path: Path) -> Iterator[dict[str, str]]:
         assert address
         yield {"RAY_ADDRESS": address[1], **TOKEN}
     finally:
-        os.killpg(head.pid, signal.SIGKILL)  # it stops in its own time, up to a minute, when asked to
+        os.killpg(head.pid, signal.SIGKILL)  # asked to stop after a training, it took more than 30 s
         head.wait(30)
         log.close()
 
