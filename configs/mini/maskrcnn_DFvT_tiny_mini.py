@@ -1,7 +1,7 @@
 # The published detector for a CPU and generated images: narrow heads, few RoIs, small images, a short schedule.
-# One box regression for all classes learns from every positive RoI: boxes get exact in far fewer iterations.
-# On a CPU torchvision's RoIAlign is the faster of two that agree, one sample a bin is enough for small RoIs, and
-# the fused optimiser is the faster one.
+# The box head is smaller than the published one in what it predicts, too: one box for all classes, which learns from
+# every positive RoI, so that boxes get exact in far fewer iterations. RoIAlign takes one sample a bin, enough for RoIs
+# of small images. On a CPU torchvision's RoIAlign is the faster of two that agree, and so is the fused optimiser.
 _base_ = "../DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
 model = dict(
     neck=dict(out_channels=64),

@@ -126,11 +126,12 @@ def test_a_few_images_are_learnt_and_the_checkpoint_has_the_numbers_of_the_last_
         config.data.val[name] = config.data.test[name] = config.data.train[name]
     config.merge_from_dict(
         {
-            "runner.max_epochs": 15,
+            "runner.max_epochs": 30,
             "evaluation.interval": 100,
             "checkpoint_config.interval": 0,
             "data.samples_per_gpu": 4,
-            "optimizer.lr": 4e-3,
+            "optimizer.lr": 2e-3,
+            "lr_config.warmup_iters": 10,
             "log_config.interval": 100,
             "model.backbone.drop_path_rate": 0.0,
         }
@@ -145,7 +146,7 @@ def test_a_few_images_are_learnt_and_the_checkpoint_has_the_numbers_of_the_last_
     evaluation = evaluate_model(model, dataset, CPU)
     assert evaluation is not None
     assert evaluation.metrics == result.metrics
-    assert result.metrics["bbox_mAP_50"] > 0
+    assert result.metrics["bbox_mAP_50"] > 0.1
 
 
 def test_weight_decay_spares_what_the_recipe_names(config: Config) -> None:
