@@ -101,7 +101,7 @@ class ShapesSettings(_Section):
     """Size of the generated data set of profile mini; height and width in pixels."""
 
     seed: Seed = 0
-    num_train: Count = 240
+    num_train: Count = 220
     num_val: Count = 80
     height: ImageSide = 128
     width: ImageSide = 160

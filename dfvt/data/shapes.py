@@ -71,7 +71,7 @@ def generate_shapes(
     root: Path,
     *,
     seed: int = 0,
-    num_train: int = 240,
+    num_train: int = 220,
     num_val: int = 80,
     height: int = 128,
     width: int = 160,
