@@ -35,7 +35,7 @@ SHAPE_CLASSES = (
 # that detectors that see a few thousand images in all learn to tell them apart.
 HUE_SPREAD = 0.11
 # Square root of an object's area, as shares of the image's shorter side.
-MIN_SIZE, MAX_SIZE = 0.2, 1.0
+MIN_SIZE, MAX_SIZE = 0.25, 1.0
 MAX_OBJECTS = 3
 # No object may end up with less of it to be seen: everything in the picture is annotated.
 MIN_VISIBLE_PIXELS = 25

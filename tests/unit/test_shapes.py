@@ -143,7 +143,7 @@ def test_objects_of_all_classes_and_scales_occur(tmp_path: Path) -> None:
 
     train, val = (annotations(tmp_path / "set", split) for split in SPLITS)
     areas = np.array([item["area"] for item in train["annotations"] if not item["iscrowd"]])
-    assert np.mean(areas < 32**2) > 0.2
+    assert np.mean(areas < 32**2) > 0.05
     assert np.mean((areas >= 32**2) & (areas < 96**2)) > 0.3
     assert np.sum(areas >= 96**2) > 5
     for content in (train, val):
