@@ -62,9 +62,10 @@ def connect(address: str) -> str:
         # This machine will not be taken away with a warning: one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        if shlex.quote(sys.executable) != sys.executable:
-            # Ray starts some of its workers through a shell, and does not quote a path with spaces.
-            options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
+    if shlex.quote(sys.executable) != sys.executable:
+        # Ray starts some of its workers through a shell, and does not quote a path with spaces: they would never
+        # come up. The nodes of a cluster share the project's folder, and the environment in it.
+        options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
