@@ -63,7 +63,7 @@ def connect(address: str) -> str:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if shlex.quote(sys.executable) != sys.executable:
-        # Ray starts some of its workers through a shell, and does not quote a path with spaces: they never come
+        # Ray starts some workers through a shell, and does not quote a path with spaces: they never come
         # up. The nodes of a cluster share the project's folder, and the environment in it.
         options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
     try:
