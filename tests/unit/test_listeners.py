@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import ray
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.relay import QueueRelay, is_last, replay
-from dfvt.cluster.session import require_answer
+from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
 START = TrainingStart(step=0, max_steps=2, epoch=0, max_epochs=1)
@@ -57,3 +59,23 @@ def test_what_is_no_address_is_one_sentence(address: str) -> None:
     with pytest.raises(ValueError, match="RAY_ADDRESS") as caught:
         require_answer(address)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["local", "127.0.0.1:6379"])
+@pytest.mark.parametrize(
+    ("executable", "runtime_env"),
+    [("/plain/python", None), ("/a folder/python", {"py_executable": "'/a folder/python'"})],
+)
+def test_workers_start_from_a_path_with_spaces(
+    address: str, executable: str, runtime_env: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a given cluster, too: it hands the path to a shell, and a training would wait for ever."""
+    init = Mock()
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "get_runtime_context", Mock())
+    monkeypatch.setattr(sys, "executable", executable)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
+        monkeypatch.setenv(name, "0")
+    connect(address)
+    assert init.call_args.kwargs["address"] == address
+    assert init.call_args.kwargs.get("runtime_env") == runtime_env
