@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfvt import __version__
 from dfvt.engine.console import quiet_libraries
+
+if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
+    import torch
+    from mmcv import Config
+
+    from dfvt.engine.evaluate import CocoEvaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,74 +62,133 @@ def _parser() -> ArgumentParser:
             help="config keys to change, as model.backbone.drop_path_rate=0.2",
         )
         made.add_argument(
-            "--gpus", type=int, choices=(0, 1), metavar="N", help="0: CPU; default: a GPU that is there"
+            "--gpus",
+            type=int,
+            metavar="N",
+            help="one process a GPU; 0: CPU; default: a GPU that is there",
         )
         made.add_argument("--debug", action="store_true", help="show where an error comes from")
         return made
 
     train = command("train", "Train a detector, or carry on with a training that was interrupted.")
     train.add_argument("--work-dir", type=Path, metavar="DIR", help="default: work_dirs/<config's name>")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="PATH",
+        help="there must be a training to carry on with, in --work-dir or in PATH",
+    )
     train.add_argument("--seed", type=int, default=0)
     train.set_defaults(run=_train)
 
     test = command("test", "Evaluate a checkpoint on the config's test images.")
     test.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     test.add_argument("--eval", nargs="+", choices=("bbox", "segm"), default=["bbox", "segm"], metavar="TYPE")
-    test.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers here as well")
+    test.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="write the numbers here, COCO's result records to FILE.bbox.json and FILE.segm.json",
+    )
     test.set_defaults(run=_test)
 
     profile = command("profile", "Count a detector's parameters and FLOPs.")
+    profile.add_argument(
+        "--shape",
+        nargs=2,
+        type=_side,
+        metavar=("H", "W"),
+        help="image in pixels; default: that of the config's test images",
+    )
     profile.add_argument("--json", action="store_true", help="print JSON")
     profile.set_defaults(run=_profile)
     return parser
 
 
+def _side(text: str) -> int:
+    """A side of an image in pixels, from 32 up."""
+    pixels = int(text)
+    if pixels < 32:
+        raise ArgumentTypeError(f"{pixels} pixels are fewer than 32")
+    return pixels
+
+
 def _train(options: Namespace) -> None:
     from dfvt.engine.config import load_config, write_config
-    from dfvt.engine.curves import CurveFiles
-    from dfvt.engine.infer import choose_device
-    from dfvt.engine.progress import Progress
-    from dfvt.engine.train import train
+    from dfvt.engine.infer import choose_devices
+    from dfvt.engine.launch import launch
 
     cfg = load_config(options.config, options.cfg_options)
     work_dir = options.work_dir or Path("work_dirs", options.config.stem)
-    device = choose_device("auto" if options.gpus is None else bool(options.gpus))
+    state = _state_to_resume(options.resume, work_dir)
+    devices = choose_devices(options.gpus)
     write_config(cfg, work_dir / options.config.name)
-    listeners = [CurveFiles(work_dir), Progress(options.config.stem)]
-    result = train(cfg, work_dir, seed=options.seed, device=device, callbacks=listeners)
-    print(result.checkpoint)
+    print(launch(_train_in_process, devices, cfg, work_dir, options.seed, state, options.config.stem))
+
+
+def _state_to_resume(resume: Path | bool, work_dir: Path) -> Path | None:
+    """The state that `--resume [PATH]` asks for; None without it, which continues what `work_dir` holds."""
+    from dfvt.engine.train import STATE_FILE
+
+    if resume is False:
+        return None
+    path = work_dir if resume is True else Path(resume)
+    state = path / STATE_FILE if path.is_dir() or resume is True else path
+    if not state.is_file():
+        raise FileNotFoundError(f"there is no training to resume: {state} does not exist")
+    return state
+
+
+def _train_in_process(
+    device: torch.device, cfg: Config, work_dir: Path, seed: int, state: Path | None, name: str
+) -> Path:
+    from dfvt.engine.curves import CurveFiles
+    from dfvt.engine.progress import Progress
+    from dfvt.engine.train import train
+
+    listeners = [CurveFiles(work_dir), Progress(name)]
+    result = train(cfg, work_dir, seed=seed, device=device, callbacks=listeners, resume_from=state)
+    return result.checkpoint
 
 
 def _test(options: Namespace) -> None:
     from dfvt.engine.config import load_config
-    from dfvt.engine.evaluate import evaluate_model
-    from dfvt.engine.infer import choose_device, load_detector
+    from dfvt.engine.infer import choose_devices
+    from dfvt.engine.launch import launch
 
     cfg = load_config(options.config, options.cfg_options)
-    device = choose_device("auto" if options.gpus is None else bool(options.gpus))
-    model, dataset = load_detector(cfg, options.checkpoint, device)
-    evaluation = evaluate_model(model, dataset, device)
-    assert evaluation is not None, "one process evaluates"
-    metrics = {
-        name: value for name, value in evaluation.metrics.items() if name.split("_")[0] in options.eval
+    evaluation = launch(_test_in_process, choose_devices(options.gpus), cfg, options.checkpoint)
+    if evaluation is None:  # not the first process of torchrun
+        return
+    numbers = {
+        name: value for name, value in evaluation.numbers.items() if name.split("_")[0] in options.eval
     }
-    for name, value in metrics.items():
+    for name, value in numbers.items():
         print(f"{name:12} {value:.4f}")
     if options.out:
-        options.out.write_text(json.dumps(metrics, indent=2) + "\n")
+        options.out.write_text(json.dumps(numbers, indent=2) + "\n")
+        for iou_type in set(options.eval) & evaluation.predictions.keys():
+            predictions = json.dumps(evaluation.predictions[iou_type])
+            options.out.with_suffix(f".{iou_type}.json").write_text(predictions)
+
+
+def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> CocoEvaluation | None:
+    from dfvt.engine.evaluate import evaluate_model
+    from dfvt.engine.infer import load_detector
+
+    model, dataset = load_detector(cfg, checkpoint, device)
+    return evaluate_model(model, dataset, device, num_workers=cfg.data.workers_per_gpu)
 
 
 def _profile(options: Namespace) -> None:
     from dfvt.engine.config import input_shape_of, load_config
     from dfvt.engine.infer import build_bare_detector
     from dfvt.models.complexity import measure_complexity
+    from dfvt.reports.complexity import complexity_table
 
     cfg = load_config(options.config, options.cfg_options)
-    size = measure_complexity(build_bare_detector(cfg), input_shape_of(cfg))
-    if options.json:
-        print(json.dumps(asdict(size), indent=2))
-        return
-    height, width = size.input_shape
-    print(f"params    {size.num_params:,} (backbone {size.backbone_params:,})")
-    print(f"FLOPs     {size.flops / 1e9:.2f}G multiply-adds at {height}×{width}")
-    print(f"          {size.flops_with_attention / 1e9:.2f}G with the products inside attention")
+    shape = tuple(options.shape) if options.shape else input_shape_of(cfg)
+    size = measure_complexity(build_bare_detector(cfg), shape)
+    print(json.dumps(asdict(size), indent=2) if options.json else complexity_table(size))

@@ -12,6 +12,7 @@ from typing import Any
 from mmcv import Config
 
 from dfvt.data.coco import DatasetManifest
+from dfvt.engine.options import merge_options
 
 SPLITS = ("train", "val", "test")
 
@@ -21,7 +22,7 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
 
     Raises:
         FileNotFoundError: the config or one of its bases is missing.
-        ValueError: it is not a valid config, or an option cannot be applied.
+        ValueError: it is not a valid config, or an option's key is one that nothing reads.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist")
@@ -34,9 +35,9 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         raise ValueError(f"config {path} cannot be read: {error}") from error
     if cfg_options:
         try:
-            cfg.merge_from_dict(dict(cfg_options))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"cfg_options {dict(cfg_options)} do not fit config {path}: {error}") from error
+            merge_options(cfg, cfg_options)
+        except ValueError as error:
+            raise ValueError(f"config {path}: {error}") from error
     return cfg
 
 

@@ -19,7 +19,9 @@ from pycocotools.cocoeval import COCOeval
 from dfvt.data.loading import build_test_loader
 from dfvt.engine.compat import unpack_batch
 
-METRIC_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")  # COCO's first six numbers, as the contract names them
+# COCO's twelve numbers: average precisions as the contract names them, then average recalls.
+METRIC_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
+RECALL_SUFFIXES = ("_1", "_10", "_100", "_s", "_m", "_l")
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,25 @@ class CocoEvaluation:
 
     Attributes:
         metrics: `bbox_mAP`, `bbox_mAP_50`, … `segm_mAP_l`, in [0, 1]; −1 where no object of that size exists.
+        recalls: `bbox_AR_1`, `_10`, `_100` (detections an image), `_s`, `_m`, `_l`, and the same for `segm`.
         class_ap: AP of each class, by IoU type (`bbox`, `segm`).
         precision: precision–recall curve by IoU type.
         predictions: COCO result records by IoU type.
     """
 
     metrics: dict[str, float]
+    recalls: dict[str, float]
     class_ap: dict[str, dict[str, float]]
     precision: dict[str, PrecisionCurve]
     predictions: dict[str, list[dict[str, Any]]]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """COCO's twelve numbers of each IoU type."""
+        both = {**self.metrics, **self.recalls}
+        return {
+            name: value for kind in self.predictions for name, value in both.items() if name.startswith(kind)
+        }
 
 
 @torch.no_grad()
@@ -94,7 +106,7 @@ def evaluate_results(dataset: Any, results: list[Any]) -> CocoEvaluation:
         predictions["bbox"], predictions["segm"] = dataset._segm2json(results)
     else:
         predictions["bbox"] = dataset._det2json(results)
-    evaluation = CocoEvaluation(metrics={}, class_ap={}, precision={}, predictions=predictions)
+    evaluation = CocoEvaluation(metrics={}, recalls={}, class_ap={}, precision={}, predictions=predictions)
     for iou_type, records in predictions.items():
         evaluate_iou_type(dataset, iou_type, records, evaluation)
     return evaluation
@@ -107,9 +119,11 @@ def evaluate_iou_type(
     if iou_type == "segm":  # with a box, pycocotools would take its area for the mask's
         records = [{key: value for key, value in record.items() if key != "bbox"} for record in records]
     names = [f"{iou_type}_mAP{suffix}" for suffix in METRIC_SUFFIXES]
+    recall_names = [f"{iou_type}_AR{suffix}" for suffix in RECALL_SUFFIXES]
     recall = np.linspace(0, 1, 101)
     if not records:  # pycocotools refuses an empty list; without a detection every average precision is 0
         into.metrics.update(dict.fromkeys(names, 0.0))
+        into.recalls.update(dict.fromkeys(recall_names, 0.0))
         into.class_ap[iou_type] = dict.fromkeys(dataset.CLASSES, 0.0)
         into.precision[iou_type] = PrecisionCurve(recall, np.zeros_like(recall))
         return
@@ -121,7 +135,8 @@ def evaluate_iou_type(
         coco_eval.evaluate()
         coco_eval.accumulate()
         coco_eval.summarize()
-    into.metrics.update({name: float(value) for name, value in zip(names, coco_eval.stats[:6], strict=True)})
+    into.metrics.update(zip(names, map(float, coco_eval.stats[:6]), strict=True))
+    into.recalls.update(zip(recall_names, map(float, coco_eval.stats[6:12]), strict=True))
     # (IoU thresholds, recalls, classes) over all areas, at most 100 detections; the classes are sorted by id.
     precision = coco_eval.eval["precision"][..., 0, -1]
     axis_of = {cat_id: axis for axis, cat_id in enumerate(coco_eval.params.catIds)}

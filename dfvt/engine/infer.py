@@ -12,7 +12,7 @@ from mmdet.models import build_detector
 
 import dfvt.models  # noqa: F401
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.models.checkpoints import read_checkpoint, state_dict_of
+from dfvt.models.checkpoints import load_weights
 
 
 def choose_device(use_gpu: bool | Literal["auto"]) -> torch.device:
@@ -27,6 +27,20 @@ def choose_device(use_gpu: bool | Literal["auto"]) -> torch.device:
             "a GPU is asked for, but torch sees none: use the CPU, or look at what nvidia-smi prints"
         )
     return torch.device("cuda", 0) if available and use_gpu else torch.device("cpu")
+
+
+def choose_devices(num_gpus: int | None) -> list[torch.device]:
+    """A device for each process: `num_gpus` GPUs, the CPU for 0, one GPU or the CPU for None.
+
+    Raises:
+        ValueError: there are fewer GPUs.
+    """
+    if num_gpus is None:
+        return [choose_device("auto")]
+    available = torch.cuda.device_count()
+    if not 0 <= num_gpus <= available:
+        raise ValueError(f"--gpus {num_gpus}: torch sees {available} GPUs, choose from 0 (the CPU) to that")
+    return [torch.device("cuda", index) for index in range(num_gpus)] or [torch.device("cpu")]
 
 
 def build_bare_detector(cfg: Config) -> torch.nn.Module:
@@ -44,14 +58,7 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
         ValueError: it is damaged or of another detector, or the annotations lack a class of the config.
     """
     model = build_bare_detector(cfg)
-    content = read_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(state_dict_of(content), strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(
-            f"checkpoint {checkpoint} does not fit the config's detector: {lines[0][:300]}"
-        ) from error
+    load_weights(model, checkpoint)
     dataset = build_coco_dataset(cfg.data.test, test_mode=True)
     model.CLASSES = dataset.CLASSES
     return model.to(device), dataset

@@ -66,6 +66,7 @@ def train(
     device: torch.device | str = "cpu",
     callbacks: Sequence[Callback] = (),
     meta: dict[str, Any] | None = None,
+    resume_from: Path | None = None,
 ) -> TrainResult:
     """Trains the detector of an mmdet config; resumes when `work_dir` holds the state of the same training.
 
@@ -79,6 +80,7 @@ def train(
         seed: of the weights, the order of the images, their augmentation and the samplers of the heads.
         device: where this process computes.
         meta: what the checkpoint's meta data hold beside config, classes and versions (lineage).
+        resume_from: a state of the same training elsewhere to continue from, instead of that in `work_dir`.
 
     Raises:
         ValueError: the config asks for what is not supported, the data set has no images with objects, the
@@ -115,7 +117,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=fp16)
     state = work_dir / STATE_FILE
     evaluation = register_hooks(runner, cfg, state, callbacks, scaler, identity)
-    resumed_from = state if state.is_file() else None
+    resumed_from = resume_from or (state if state.is_file() else None)
     if resumed_from:
         evaluation.metrics = restore_state(runner, resumed_from, scaler, identity)
     start = TrainingStart(runner.iter, runner.max_iters, runner.epoch, runner.max_epochs, resumed_from)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ SAFE_TYPES: list[Any] = [
     (OrderedDict, "mmcv.utils.config.ConfigDict"),
     argparse.Namespace,
 ]
+
+DETECTOR_ONLY = ("norm0.", "norm1.", "norm2.", "norm3.", "conv1x1layers.")
+DERIVED = ("num_batches_tracked", "relative_position_index")
+# Embedding width, depths and MLP ratio.
+VARIANTS = {
+    (48, (1, 1, 2, 1), 4): "DFvT-T",
+    (96, (1, 1, 2, 1), 2): "DFvT-S",
+    (128, (2, 2, 6, 2), 2): "DFvT-B",
+}
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -89,26 +99,65 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     """
     weights = state_dict_of(read_checkpoint(path), "backbone.")
     expected = backbone.state_dict()
-    # The output norms and fusions belong to the detector: an ImageNet classifier has none of them.
-    detector_only = ("norm0.", "norm1.", "norm2.", "norm3.", "conv1x1layers.")
-    derived = ("num_batches_tracked", "relative_position_index")
-    problems = [
-        f"{name} has shape {list(weights[name].shape)} instead of {list(value.shape)}"
+    # An ImageNet classifier has a head, and neither output norms nor fusions: they belong to the detector.
+    optional = {name for name in expected if name.startswith(DETECTOR_ONLY) or name.endswith(DERIVED)}
+    # A shallower backbone would take a deeper one's weights in part: attention that has no place is a misfit.
+    extras = {n for n in weights if n not in expected and not n.endswith(".attn.qkv.weight")}
+    require_fit(
+        {name: value for name, value in expected.items() if name in weights or name not in optional},
+        {name: value for name, value in weights.items() if name not in extras},
+        path,
+    )
+    backbone.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fills a whole detector, entry by entry.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is no checkpoint or does not fit; nothing is filled.
+    """
+    weights, expected = state_dict_of(read_checkpoint(path)), model.state_dict()
+    require_fit(expected, weights, path)
+    model.load_state_dict(weights, strict=True)
+
+
+def require_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Compares names and shapes of the entries that a model has with those of a file.
+
+    Raises:
+        ValueError: the file is of another variant, or entries are missing, have no place or another shape.
+    """
+    theirs, ours = variant_of(weights), variant_of(expected)
+    if theirs and ours and theirs != ours:
+        raise ValueError(f"checkpoint {path} is of {theirs}, but the config's detector is {ours}")
+    missing = [name for name in expected if name not in weights]
+    surplus = [name for name in weights if name not in expected]
+    mismatched = [
+        f"{name} {list(weights[name].shape)} instead of {list(value.shape)}"
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
-    problems += [
-        f"{name} is missing"
-        for name in expected
-        if name not in weights and not name.startswith(detector_only) and not name.endswith(derived)
-    ]
-    # A shallower backbone would take a deeper one's weights in part.
-    problems += [
-        f"{name} has no place"
-        for name in weights
-        if name.endswith(".attn.qkv.weight") and name not in expected
+    problems = [
+        f"{len(names)} of {len(expected)} entries {what} ({', '.join(names[:3] + ['…'] * (len(names) > 3))})"
+        for names, what in (
+            (mismatched, "have another shape"),
+            (missing, "are missing"),
+            (surplus, "of the file have no place"),
+        )
+        if names
     ]
     if problems:
-        more = f" ({len(problems) - 1} other entries do not fit either)" if len(problems) > 1 else ""
-        raise ValueError(f"checkpoint {path} does not fit this variant of the backbone: {problems[0]}{more}")
-    backbone.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
+        raise ValueError(f"checkpoint {path} does not fit the config's detector: {'; '.join(problems)}")
+
+
+def variant_of(entries: Mapping[str, Tensor]) -> str | None:
+    """`DFvT-T`, `-S` or `-B`, by width, depths and MLPs of a backbone or detector; None for another one."""
+    entries = {name.removeprefix("backbone."): value for name, value in entries.items()}
+    stem, mlp = entries.get("patch_embed.proj2.weight"), entries.get("layers.0.blocks.0.mlp.fc1.weight")
+    if stem is None or mlp is None:
+        return None
+    blocks = [re.match(r"layers\.(\d)\.blocks\.\d+\.attn\.qkv\.weight$", name) for name in entries]
+    depths = Counter(int(block[1]) for block in blocks if block)
+    return VARIANTS.get((len(stem), tuple(depths[stage] for stage in range(4)), mlp.shape[0] // mlp.shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
+class PartComplexity:
+    """Size of a part of a detector; the numbers are those of `Complexity`."""
+
+    num_params: int
+    flops: int
+    flops_with_attention: int
+
+
+@dataclass(frozen=True)
 class Complexity:
     """Size of one detector at one input.
 
     `num_params` and `backbone_params` count trainable and frozen parameters, buffers not.
     `flops` and `flops_with_attention` are multiply-adds, explained at `measure_complexity`.
     `input_shape` is the height and width of the image in pixels.
+    `parts` are `backbone`, `neck` (if there is one) and `heads`, which add up to the whole.
     """
 
     num_params: int
@@ -26,24 +37,30 @@ class Complexity:
     flops: int
     flops_with_attention: int
     input_shape: tuple[int, int]
+    parts: dict[str, PartComplexity]
 
 
-class DetectorForward(nn.Module):
-    """One forward of a two-stage detector, its RoI heads on features of the shape that RoIAlign returns."""
+class PartForward(nn.Module):
+    """Modules of a detector and one pass through them, for counters that run a module on an image."""
 
-    def __init__(self, detector: Any, num_proposals: int, num_mask_proposals: int) -> None:
+    def __init__(self, modules: Iterable[nn.Module], run: Callable[[], Any]) -> None:
         super().__init__()
-        self.detector: Any = detector
-        self.num_proposals = num_proposals
-        self.num_mask_proposals = num_mask_proposals
+        self.parts = nn.ModuleList(modules)
+        self.run = run
 
-    def forward(self, images: Tensor) -> None:
-        features = self.detector.extract_feat(images)
-        self.detector.rpn_head(features)
-        roi_head = self.detector.roi_head
-        roi_head.bbox_head(roi_features(roi_head.bbox_roi_extractor, images, self.num_proposals))
-        if roi_head.with_mask:
-            roi_head.mask_head(roi_features(roi_head.mask_roi_extractor, images, self.num_mask_proposals))
+    def forward(self, _: Tensor) -> None:
+        self.outputs = self.run()
+
+
+def count_part(part: PartForward) -> PartComplexity:
+    """Runs a part once, its tensors without values, and counts; its `outputs` are there afterwards."""
+    with torch.no_grad(), FlopCounterMode(display=False) as products:
+        flops, _ = get_model_complexity_info(part, (1,), print_per_layer_stat=False, as_strings=False)
+    return PartComplexity(
+        num_params=sum(p.numel() for p in part.parameters()),
+        flops=int(flops),
+        flops_with_attention=products.get_total_flops() // 2,
+    )
 
 
 def roi_features(extractor: Any, like: Tensor, num_rois: int) -> Tensor:
@@ -87,15 +104,29 @@ def measure_complexity(
         raise ValueError(
             f"the complexity of a {type(model).__name__} cannot be measured: it has no RPN or RoI head"
         )
-    forward = DetectorForward(on_meta_device(model).float(), num_proposals, num_mask_proposals)
-    with torch.no_grad(), FlopCounterMode(display=False) as products:
-        flops, _ = get_model_complexity_info(
-            forward, (3, *input_shape), print_per_layer_stat=False, as_strings=False
-        )
+    detector: Any = on_meta_device(model).float()
+    images = torch.empty(1, 3, *input_shape, device="meta")
+    backbone = PartForward([detector.backbone], lambda: detector.backbone(images))
+    parts = {"backbone": count_part(backbone)}
+    features = backbone.outputs
+    if detector.with_neck:
+        neck = PartForward([detector.neck], lambda: detector.neck(backbone.outputs))
+        parts["neck"] = count_part(neck)
+        features = neck.outputs
+
+    def run_heads() -> None:
+        roi_head = detector.roi_head
+        detector.rpn_head(features)
+        roi_head.bbox_head(roi_features(roi_head.bbox_roi_extractor, images, num_proposals))
+        if roi_head.with_mask:
+            roi_head.mask_head(roi_features(roi_head.mask_roi_extractor, images, num_mask_proposals))
+
+    parts["heads"] = count_part(PartForward([detector.rpn_head, detector.roi_head], run_heads))
     return Complexity(
         num_params=sum(p.numel() for p in model.parameters()),
-        backbone_params=sum(p.numel() for p in model.get_submodule("backbone").parameters()),
-        flops=int(flops),
-        flops_with_attention=products.get_total_flops() // 2,
+        backbone_params=parts["backbone"].num_params,
+        flops=sum(part.flops for part in parts.values()),
+        flops_with_attention=sum(part.flops_with_attention for part in parts.values()),
         input_shape=input_shape,
+        parts=parts,
     )

@@ -68,3 +68,16 @@ PUBLISHED: dict[str, PublishedDetector] = {
         flops_counted_with_attention=236.70e9,
     ),
 }
+
+
+def published_counterpart(backbone_params: int) -> PublishedDetector | None:
+    """The published detector whose backbone has this many parameters, which no two share."""
+    found = (
+        detector for detector in PUBLISHED.values() if detector.backbone_params_counted == backbone_params
+    )
+    return next(found, None)
+
+
+def number_of(printed: str) -> float:
+    """What the paper prints as `25M` or `178G`."""
+    return float(printed[:-1]) * {"M": 1e6, "G": 1e9}[printed[-1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import sys
 import types
@@ -17,7 +18,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dfvt.models import DFvT
-from dfvt.models.checkpoints import load_backbone, read_checkpoint, state_dict_of
+from dfvt.models.checkpoints import (
+    load_backbone,
+    load_weights,
+    read_checkpoint,
+    state_dict_of,
+    variant_of,
+)
+
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 
@@ -209,6 +218,41 @@ def test_another_variants_file_is_refused_with_both_shapes(tmp_path: Path, donor
     assert_one_sentence(error, path)
 
 
+def detector_entries(variant: str) -> dict[str, Tensor]:
+    shapes = json.loads((REFERENCE / "state_dict_keys.json").read_text())[variant]
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def test_variants_are_recognised_by_their_shapes() -> None:
+    for variant, name in (("tiny", "DFvT-T"), ("small", "DFvT-S"), ("base", "DFvT-B")):
+        entries = detector_entries(variant)
+        assert variant_of(entries) == name
+        assert variant_of(state_dict_of(entries, "backbone.")) == name
+    assert variant_of(narrow_backbone().state_dict()) is None
+    assert variant_of(nn.Linear(2, 3).state_dict()) is None
+
+
+def test_what_does_not_fit_is_one_sentence_with_all_kinds_of_misfits(tmp_path: Path) -> None:
+    path, model = tmp_path / "w.pth", nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    torch.save(
+        {
+            "0.weight": torch.ones(3, 2),
+            "0.bias": torch.ones(5),
+            "1.weight": torch.ones(4, 3),
+            "2.x": torch.ones(1),
+        },
+        path,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 4 entries have another shape \(0\.bias \[5\] instead of \[3\]\); "
+        r"1 of 4 entries are missing \(1\.bias\); 1 of 4 entries of the file have no place \(2\.x\)",
+    ) as error:
+        load_weights(model, path)
+    assert_one_sentence(error, path)
+    assert not torch.equal(model[1].weight, torch.ones(4, 3)), "nothing is filled"
+
+
 def test_a_deeper_variants_file_is_refused_though_every_entry_that_is_wanted_fits(tmp_path: Path) -> None:
     torch.save(narrow_backbone(depths=(1, 1, 3, 1)).state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"layers\.2\.blocks\.2"):
@@ -219,7 +263,7 @@ def test_a_file_of_other_weights_is_refused_with_what_is_missing(tmp_path: Path)
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "w.pth")
     before = narrow_backbone()
     kept = {name: value.clone() for name, value in before.state_dict().items()}
-    with pytest.raises(ValueError, match=r"patch_embed\.proj1\.weight is missing") as error:
+    with pytest.raises(ValueError, match=r"entries are missing \(patch_embed\.proj1\.weight, ") as error:
         load_backbone(before, tmp_path / "w.pth")
     assert_one_sentence(error, tmp_path / "w.pth")
     assert_same(before.state_dict(), kept)

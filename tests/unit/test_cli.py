@@ -31,7 +31,7 @@ def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["profile", "absent.py"], "config absent.py does not exist"),
         (["test", CONFIG, "absent.pth", "--gpus", "0"], "checkpoint absent.pth does not exist"),
-        (["profile", CONFIG, "--cfg-options", "data.train.pipeline.x=1"], "do not fit config"),
+        (["profile", CONFIG, "--cfg-options", "data.train.pipeline.x=1"], "do not fit"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,79 @@ def test_options_have_the_meaning_of_mmcv() -> None:
     )
     assert cfg.model.backbone.drop_path_rate == 0.3
     assert cfg.data.train.pipeline[2].flip_ratio == 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("model.backbone.drop_path", "model.backbone.drop_path_rate"),
+        ("model.backbone.use_checkpont", "model.backbone.use_checkpoint"),
+        ("model.backbone.frozen_stage", "model.backbone.frozen_stages"),
+        ("backbone.drop_path_rate", "model.backbone.drop_path_rate"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("optimizer.betas_", "optimizer.betas"),
+        ("runner.max_epoch", "runner.max_epochs"),
+        ("lr_config.warmup_iter", "lr_config.warmup_iters"),
+        ("lr_config.gama", "lr_config.gamma"),
+        ("data.samples_per_gpus", "data.samples_per_gpu"),
+        ("data.train.pipeline.2.flip_ration", "data.train.pipeline.2.flip_ratio"),
+        ("model.roi_head.bbox_head.num_class", "model.roi_head.bbox_head.num_classes"),
+        ("model.test_cfg.rcnn.score_threshold", "model.test_cfg.rcnn.score_thr"),
+        ("evaluation.intervall", "evaluation.interval"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=rf"no key {re.escape(key)}, the nearest is {re.escape(nearest)}$"):
+        load_config(PUBLISHED[0], {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.backbone.use_checkpoint", True),
+        ("model.backbone.frozen_stages", 2),
+        ("model.backbone.ape", True),
+        ("model.pretrained", "weights.pth"),
+        ("model.roi_head.bbox_head.reg_class_agnostic", True),
+        ("model.roi_head.bbox_head.num_shared_convs", 1),
+        ("model.roi_head.bbox_roi_extractor.roi_layer.use_torchvision", True),
+        ("model.test_cfg.rcnn.nms.min_score", 0.1),
+        ("model.rpn_head.anchor_generator.scales", [4]),
+        ("optimizer.amsgrad", True),
+        ("optimizer.paramwise_cfg.custom_keys.bias.decay_mult", 0.0),
+        ("optimizer_config.grad_clip", {"_delete_": True, "max_norm": 1.0}),
+        ("lr_config.gamma", 0.5),
+        ("lr_config.by_epoch", False),
+        ("custom_hooks", []),
+        ("load_from", "x.pth"),
+        ("data.train.pipeline.2.direction", "vertical"),
+        ("data.train.filter_empty_gt", False),
+        ("model.neck", {"_delete_": True, "type": "PAFPN", "anything": 1}),
+    ],
+)
+def test_what_is_read_may_be_set_though_the_config_lacks_it(key: str, value: object) -> None:
+    value_at: Any = load_config(PUBLISHED[0], {key: value})
+    for part in key.split("."):
+        value_at = value_at[int(part)] if part.isdigit() else value_at[part]
+    if isinstance(value, dict):
+        value = {name: item for name, item in value.items() if name != "_delete_"}
+    assert value_at == value
+
+
+def test_a_changed_type_is_read_for_its_own_arguments() -> None:
+    changed = {"optimizer.type": "SGD", "optimizer.momentum": 0.9}
+    assert load_config(PUBLISHED[0], changed).optimizer.momentum == 0.9
+    with pytest.raises(ValueError, match=r"no key optimizer\.momentum"):
+        load_config(PUBLISHED[0], {"optimizer.momentum": 0.9})
+    with pytest.raises(
+        ValueError, match=r"no key model\.backbone\.depht, the nearest is model\.backbone\.depth"
+    ):
+        load_config(PUBLISHED[0], {"model.backbone": {"type": "ResNet", "depht": 50}})
+
+
+def test_an_index_beyond_a_list_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        load_config(PUBLISHED[0], {"data.train.pipeline.99.flip_ratio": 0.1})
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

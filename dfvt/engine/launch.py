@@ -1,0 +1,90 @@
+"""One process a GPU of this machine, or the processes that `torchrun` has started on any number of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.multiprocessing.queue import SimpleQueue
+
+from dfvt.engine.console import quiet_libraries
+
+
+def launch(function: Callable[..., Any], devices: list[torch.device], *arguments: Any) -> Any:
+    """Calls `function(device, *arguments)` in one process a device; returns what the first one returns.
+
+    One device needs no other process. Several get a process group (nccl on GPUs, gloo on the CPU). In a
+    process that `torchrun` has started the group is that of its environment, and the GPU that of its rank.
+
+    Args:
+        function: importable by its name, as it is called in new processes.
+        devices: where to compute, the first process on the first.
+
+    Raises:
+        ValueError, FileNotFoundError: raised by the function in any process, which ends the others.
+    """
+    if dist.is_torchelastic_launched():
+        return _in_torchrun(function, devices, arguments)
+    if len(devices) == 1:
+        return function(devices[0], *arguments)
+    context = mp.get_context("spawn")
+    outbox: SimpleQueue = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = f"file://{Path(folder, 'rendezvous')}"
+        try:
+            mp.spawn(_work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices))
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):
+            # The others complain that one left: what it said before is the reason.
+            refusal = None if outbox.empty() else outbox.get()
+            if isinstance(refusal, Exception):
+                raise refusal from None
+            raise
+    return outbox.get()
+
+
+def _work(
+    rank: int,
+    devices: list[torch.device],
+    rendezvous: str,
+    outbox: SimpleQueue,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    quiet_libraries()
+    try:
+        result = _in_group(
+            function, devices[rank], arguments, init_method=rendezvous, rank=rank, world_size=len(devices)
+        )
+    except (ValueError, FileNotFoundError) as error:
+        outbox.put(error)
+        sys.exit(2)
+    if rank == 0:
+        outbox.put(result)
+
+
+def _in_torchrun(
+    function: Callable[..., Any], devices: list[torch.device], arguments: tuple[Any, ...]
+) -> Any:
+    device = devices[0]
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return _in_group(function, device, arguments)
+
+
+def _in_group(
+    function: Callable[..., Any], device: torch.device, arguments: tuple[Any, ...], **group: Any
+) -> Any:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **group)
+    try:
+        return function(device, *arguments)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,144 @@
+"""`--cfg-options`: mmcv's meaning, but a key that nothing would read is an error that names the nearest one.
+
+mmcv enters whatever it is given, so that a misspelt key changes nothing and says nothing. Here a key must be
+in the config already, or be one that its section is read for: an argument of the class that the section's
+`type` (or a learning-rate `policy`) names, or one of `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import mmcv.ops
+from mmcv import Config
+from mmcv.cnn.bricks import registry as layers
+from mmcv.runner import HOOKS, LrUpdaterHook
+from mmcv.runner.optimizer.builder import OPTIMIZERS
+from mmcv.utils import Registry
+from mmdet.core.anchor.builder import PRIOR_GENERATORS
+from mmdet.core.bbox.builder import BBOX_ASSIGNERS, BBOX_CODERS, BBOX_SAMPLERS
+from mmdet.core.bbox.iou_calculators.builder import IOU_CALCULATORS
+from mmdet.datasets import DATASETS, PIPELINES
+from mmdet.models.builder import MODELS
+
+import dfvt.models  # noqa: F401
+
+REGISTRIES: tuple[Registry, ...] = (
+    *(MODELS, DATASETS, PIPELINES, PRIOR_GENERATORS, BBOX_CODERS, BBOX_ASSIGNERS, BBOX_SAMPLERS),
+    *(IOU_CALCULATORS, OPTIMIZERS, HOOKS),
+    *(layers.CONV_LAYERS, layers.NORM_LAYERS, layers.ACTIVATION_LAYERS, layers.UPSAMPLE_LAYERS),
+)
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "": (
+        *("model", "data", "optimizer", "optimizer_config", "lr_config", "momentum_config", "runner", "fp16"),
+        *("evaluation", "checkpoint_config", "log_config", "log_level", "custom_hooks", "workflow"),
+        *("find_unused_parameters", "load_from", "resume_from"),
+    ),
+    "data": ("samples_per_gpu", "workers_per_gpu", "train", "val", "test"),
+    "optimizer": ("paramwise_cfg", "constructor"),
+    "optimizer.paramwise_cfg": (
+        *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult"),
+        *("dcn_offset_lr_mult", "bypass_duplicate"),
+    ),
+    "optimizer_config": ("grad_clip", "use_fp16", "update_interval", "cumulative_iters"),
+    "optimizer_config.grad_clip": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
+    "fp16": ("loss_scale",),
+    "evaluation": ("interval",),
+    "checkpoint_config": ("interval",),
+    "log_config": ("interval",),
+    "runner": ("type", "max_epochs"),
+    "model.train_cfg.rpn_proposal": ("nms_pre", "max_per_img", "nms", "min_bbox_size"),
+    "model.train_cfg.rcnn": ("assigner", "sampler", "mask_size", "pos_weight", "debug"),
+    "model.test_cfg.rpn": ("nms_pre", "max_per_img", "nms", "min_bbox_size"),
+    "model.test_cfg.rcnn": ("score_thr", "nms", "max_per_img", "mask_thr_binary"),
+}
+FREE_SECTIONS = (
+    "custom_keys",
+    "nms",
+    "meta",
+)  # names of parameters, or arguments of one of several functions
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Enters options (dotted keys, list indices among them) into a config in place.
+
+    Raises:
+        ValueError: a key is one that nothing reads, or a list has no such entry.
+    """
+    before, keys = cfg._cfg_dict, list(_keys(options))  # mmcv makes a new config, and drops each `_delete_`
+    try:
+        cfg.merge_from_dict(copy.deepcopy(dict(options)))
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(f"cfg_options {dict(options)} do not fit: {reason}") from error
+    for key in keys:
+        _require_known(key, before, cfg._cfg_dict)
+
+
+def _keys(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the values; a section that replaces another (`_delete_`) is one value."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value and "_delete_" not in value:
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _require_known(key: str, before: Any, after: Any) -> None:
+    parts, whole = key.split("."), before
+    for depth, part in enumerate(parts):
+        if isinstance(before, list):  # mmcv has checked the index
+            before, after = before[int(part)], after[int(part)]
+            continue
+        if not isinstance(before, Mapping) or (depth and parts[depth - 1] in FREE_SECTIONS):
+            return  # a section that the options bring themselves, or one whose names are the user's
+        if part not in before:
+            known = {*before, *_accepted(".".join(parts[:depth]), after)}
+            if part in known:
+                return
+            siblings = [".".join([*parts[:depth], name, *parts[depth + 1 :]]) for name in sorted(known)]
+            (nearest,) = difflib.get_close_matches(key, [*siblings, *_leaves(whole)], n=1, cutoff=0)
+            raise ValueError(f"cfg_options: the config has no key {key}, the nearest is {nearest}")
+        before, after = before[part], after[part]
+
+
+def _accepted(name: str, section: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that a section of the config is read for, whether or not it has them."""
+    yield from SECTIONS.get(name, ())
+    kind = section.get("type")
+    if name == "lr_config":
+        yield "policy"
+        policy = str(section.get("policy", ""))
+        kind = f"{policy[:1].upper()}{policy[1:]}{LrUpdaterHook.__name__}"
+    if isinstance(kind, str):
+        yield "type"
+        found = next((registry.get(kind) for registry in REGISTRIES if registry.get(kind)), None)
+        yield from _arguments(found or getattr(mmcv.ops, kind, None))
+
+
+def _arguments(kind: Any) -> Iterator[str]:
+    """Names of the arguments of a class, those that it hands on to its parents included."""
+    for parent in inspect.getmro(kind) if inspect.isclass(kind) else ():
+        if "__init__" not in vars(parent):
+            continue
+        _, *parameters = inspect.signature(parent.__init__).parameters.values()  # without self
+        yield from (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all values of a config, those in its lists included."""
+    if isinstance(section, Mapping):
+        items: Iterable[tuple[Any, Any]] = section.items()
+    elif isinstance(section, list) and any(isinstance(item, Mapping) for item in section):
+        items = enumerate(section)
+    else:
+        yield prefix
+        return
+    for name, value in items:
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
