@@ -8,6 +8,8 @@
 - `OptimizerHook`, `Fp16OptimizerHook` and the published `DistOptimizerHook`, by
   `dfvt.engine.hooks.OptimizerStep`: apex and old names of the scaler; one hook reads the arguments of all
   three.
+- `wrap_fp16_model` and the decorators that it switches on, by `dfvt.engine.precision`: they enter autocast
+  under its old name many times an iteration, and know float16 alone.
 - `CheckpointHook` and `load_checkpoint`, by `dfvt.engine.resume` and `dfvt.models.checkpoints`: half-written
   files, and loading without `weights_only`.
 - `TextLoggerHook`, by callbacks: the engine does not decide who listens.

@@ -113,8 +113,3 @@ def input_shape_of(cfg: Config) -> tuple[int, int]:
     divisor = max(divisors, default=1)
     height, width = min(steps[0].img_scale), max(steps[0].img_scale)
     return height // divisor * divisor, min(width, height * 8 // 5) // divisor * divisor
-
-
-def use_mixed_precision(cfg: Config) -> bool:
-    """Whether the config asks for mixed precision: the published `use_fp16`, or mmdet's `fp16`."""
-    return bool(cfg.get("fp16")) or bool((cfg.get("optimizer_config") or {}).get("use_fp16"))

@@ -20,9 +20,15 @@ from dfvt.engine.runner import DetectorRunner
 class OptimizerStep(Hook):
     """Backward pass, gradient clipping (`grad_clip` of `optimizer_config`) and the optimiser's step."""
 
-    def __init__(self, grad_clip: dict[str, Any] | None, scaler: torch.amp.GradScaler) -> None:
+    def __init__(
+        self,
+        grad_clip: dict[str, Any] | None,
+        scaler: torch.amp.GradScaler,
+        fixed_loss_scale: float | None = None,
+    ) -> None:
         self.grad_clip = grad_clip
         self.scaler = scaler
+        self.fixed_loss_scale = fixed_loss_scale
 
     def after_train_iter(self, runner: DetectorRunner) -> None:
         runner.optimizer.zero_grad(set_to_none=True)
@@ -31,7 +37,7 @@ class OptimizerStep(Hook):
             self.scaler.unscale_(runner.optimizer)
             clip_grad_norm_(runner.model.parameters(), **self.grad_clip)
         self.scaler.step(runner.optimizer)
-        self.scaler.update()
+        self.scaler.update(self.fixed_loss_scale)
 
 
 class StepRecords(Hook):

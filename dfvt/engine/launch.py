@@ -6,13 +6,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.multiprocessing.queue import SimpleQueue
 
 from dfvt.engine.console import quiet_libraries
 
@@ -35,7 +35,7 @@ def launch(function: Callable[..., Any], devices: list[torch.device], *arguments
     if len(devices) == 1:
         return function(devices[0], *arguments)
     context = mp.get_context("spawn")
-    outbox: SimpleQueue = context.SimpleQueue()
+    outbox = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{Path(folder, 'rendezvous')}"
         try:

@@ -44,7 +44,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "dwconv_decay_mult"),
         *("dcn_offset_lr_mult", "bypass_duplicate"),
     ),
-    "optimizer_config": ("grad_clip", "use_fp16", "update_interval", "cumulative_iters"),
+    "optimizer_config": ("grad_clip", "use_fp16", "dtype", "update_interval", "cumulative_iters"),
     "optimizer_config.grad_clip": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
     "fp16": ("loss_scale",),
     "evaluation": ("interval",),
@@ -125,7 +125,7 @@ def _arguments(kind: Any) -> Iterator[str]:
     for parent in inspect.getmro(kind) if inspect.isclass(kind) else ():
         if "__init__" not in vars(parent):
             continue
-        _, *parameters = inspect.signature(parent.__init__).parameters.values()  # without self
+        _, *parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()  # without self
         yield from (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return

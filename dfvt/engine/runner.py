@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dfvt.data.loading import EpochBatchSampler
 from dfvt.engine.compat import unpack_batch
+from dfvt.engine.precision import Precision
 
 REMEDY = "lower optimizer.lr, lengthen the warm-up, or set optimizer_config.grad_clip"
 
@@ -27,6 +28,7 @@ class DetectorRunner(BaseRunner):
         *,
         sampler: EpochBatchSampler,
         device: torch.device,
+        precision: Precision,
         max_epochs: int,
         meta: dict[str, Any],
     ) -> None:
@@ -39,6 +41,7 @@ class DetectorRunner(BaseRunner):
         )
         self.sampler = sampler
         self.device = device
+        self.precision = precision
         self._max_iters = max_epochs * sampler.num_batches
 
     def restore_position(self, step: int) -> None:
@@ -64,7 +67,8 @@ class DetectorRunner(BaseRunner):
         for inner_iter, batch in enumerate(loader, start):
             self._inner_iter = inner_iter
             self.call_hook("before_train_iter")
-            self.outputs = self.model.train_step(unpack_batch(batch, self.device), self.optimizer)
+            with self.precision.autocast(self.device):
+                self.outputs = self.model.train_step(unpack_batch(batch, self.device), self.optimizer)
             self.require_finite_loss()
             self.log_buffer.update(self.outputs["log_vars"], self.outputs["num_samples"])
             self.call_hook("after_train_iter")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from mmcv import Config, ConfigDict
-from mmcv.runner import build_optimizer, get_dist_info, wrap_fp16_model
+from mmcv.runner import build_optimizer, get_dist_info
 from mmdet.models import build_detector
 
 import dfvt.models
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.compat import DistributedDetector
-from dfvt.engine.config import use_mixed_precision
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.hooks import Checkpoints, Evaluation, OptimizerStep, StepRecords
+from dfvt.engine.precision import keep_interfaces_in_float32, precision_of
 from dfvt.engine.resume import (
     model_content,
     require_finite,
@@ -101,8 +100,8 @@ def train(
         dataset.flag, cfg.data.samples_per_gpu, seed=seed, rank=rank, world_size=world_size
     )
     identity = training_identity(cfg, seed=seed, num_processes=world_size, num_images=len(dataset))
-    fp16 = device.type == "cuda" and use_mixed_precision(cfg)
-    model = build_model(cfg, dataset.CLASSES, device, fp16=fp16)
+    precision = precision_of(cfg, device)
+    model = build_model(cfg, dataset.CLASSES, device)
     seed_everything(seed + rank)  # from here on processes draw their own samples
 
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -111,10 +110,11 @@ def train(
         build_merged_optimizer(model, cfg.optimizer),
         sampler=sampler,
         device=device,
+        precision=precision,
         max_epochs=cfg.runner.max_epochs,
         meta={**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})},
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+    scaler = precision.build_scaler(device)
     state = work_dir / STATE_FILE
     evaluation = register_hooks(runner, cfg, state, callbacks, scaler, identity)
     resumed_from = resume_from or (state if state.is_file() else None)
@@ -166,15 +166,12 @@ def check_supported(cfg: Config) -> None:
             )
 
 
-def build_model(cfg: Config, classes: Sequence[str], device: torch.device, *, fp16: bool) -> torch.nn.Module:
+def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> torch.nn.Module:
     """The config's detector with initial weights on `device`, wrapped when there are several processes."""
     model = build_detector(cfg.model)
     model.init_weights()
     model.CLASSES = classes
-    if fp16:
-        wrap_fp16_model(model)
-        # mmcv's decorators, entered many times an iteration, use the old name of torch.amp.autocast.
-        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.autocast", category=FutureWarning)
+    keep_interfaces_in_float32(model)
     model.to(device)
     if get_dist_info()[1] == 1:
         return model
@@ -222,7 +219,9 @@ def register_hooks(
     runner.register_lr_hook(cfg.lr_config)
     runner.register_momentum_hook(cfg.get("momentum_config"))
     grad_clip = (cfg.get("optimizer_config") or {}).get("grad_clip")
-    runner.register_hook(OptimizerStep(grad_clip, scaler), priority="ABOVE_NORMAL")
+    runner.register_hook(
+        OptimizerStep(grad_clip, scaler, runner.precision.fixed_loss_scale), priority="ABOVE_NORMAL"
+    )
     evaluation = Evaluation(
         build_coco_dataset(cfg.data.val, test_mode=True),
         callbacks,

@@ -31,7 +31,7 @@ SAFE_TYPES: list[Any] = [
 DETECTOR_ONLY = ("norm0.", "norm1.", "norm2.", "norm3.", "conv1x1layers.")
 DERIVED = ("num_batches_tracked", "relative_position_index")
 # Embedding width, depths and MLP ratio.
-VARIANTS = {
+VARIANTS: dict[tuple[int, tuple[int, ...], int], str] = {
     (48, (1, 1, 2, 1), 4): "DFvT-T",
     (96, (1, 1, 2, 1), 2): "DFvT-S",
     (128, (2, 2, 6, 2), 2): "DFvT-B",

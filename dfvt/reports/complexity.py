@@ -14,7 +14,7 @@ def complexity_table(size: Complexity) -> str:
     The published FLOPs are of 800×1280 pixels and stand beside others' only.
     """
     height, width = size.input_shape
-    rows = [(f"{height}×{width} pixels", "params", "FLOPs", "with attention")]
+    rows: list[tuple[str, ...]] = [(f"{height}×{width} pixels", "params", "FLOPs", "with attention")]
     rows += [
         (name, f"{part.num_params:,}", _giga(part.flops), _giga(part.flops_with_attention))
         for name, part in size.parts.items()

@@ -61,8 +61,8 @@ def test_a_bug_is_shown_where_it_is() -> None:
 
 def test_torchrun_has_its_processes_already() -> None:
     program = (
-        "import torch; from test_launch import sum_of_ranks; from dfvt.engine.launch import launch; "
-        "print(launch(sum_of_ranks, [torch.device('cpu')], 1)[0])"
+        "import sys, torch; from test_launch import sum_of_ranks; from dfvt.engine.launch import launch; "
+        "sys.stdout.write(f'{launch(sum_of_ranks, [torch.device(\"cpu\")], 1)[0]}\\n')"  # in one piece
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])

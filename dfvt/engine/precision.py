@@ -1,0 +1,101 @@
+"""Mixed precision through `torch.amp`: which dtype, which loss scale, and what stays in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmcv import Config
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+from torch import Tensor, nn
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the layers of a training compute; weights, optimiser and losses are float32 in any case.
+
+    Attributes:
+        dtype: of matrix products and convolutions.
+        scaler_options: arguments of `torch.amp.GradScaler`, which float16 alone needs.
+        fixed_loss_scale: the scale that the loss keeps; None lets the scaler find one.
+    """
+
+    dtype: torch.dtype = torch.float32
+    scaler_options: dict[str, Any] = field(default_factory=dict)
+    fixed_loss_scale: float | None = None
+
+    @property
+    def mixed(self) -> bool:
+        return self.dtype is not torch.float32
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass; gradients follow it by themselves."""
+        return torch.autocast(device.type, self.dtype if self.mixed else None, enabled=self.mixed)
+
+    def build_scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """A scaler of the loss, which does nothing unless `dtype` is float16."""
+        enabled = self.dtype is torch.float16
+        return torch.amp.GradScaler(device.type, enabled=enabled, **self.scaler_options)
+
+
+def precision_of(cfg: Config, device: torch.device) -> Precision:
+    """What a config asks for on a GPU; float32 on the CPU.
+
+    `optimizer_config.use_fp16`, as published, turns mixed precision on or off, and `optimizer_config.dtype`
+    chooses `float16` (unless said) or `bfloat16`. mmdet's `fp16 = dict(loss_scale=…)` has mmdet's meaning:
+    `"dynamic"`, a number, or arguments of the scaler.
+
+    Raises:
+        ValueError: a dtype or loss scale that is none.
+    """
+    options, fp16 = cfg.get("optimizer_config") or {}, cfg.get("fp16")
+    name = options.get("dtype", "float16")
+    if name not in DTYPES:
+        raise ValueError(f"optimizer_config.dtype {name!r} is not supported: use float16 or bfloat16")
+    loss_scale: Any = (fp16 or {}).get("loss_scale", 512.0 if fp16 is not None else "dynamic")
+    fixed, scaler_options = None, {}
+    if isinstance(loss_scale, dict):
+        scaler_options = dict(loss_scale)
+    elif isinstance(loss_scale, int | float) and loss_scale > 0:
+        fixed, scaler_options = float(loss_scale), {"init_scale": float(loss_scale)}
+    elif loss_scale != "dynamic":
+        raise ValueError(f"fp16.loss_scale {loss_scale!r} is none: use 'dynamic', a number or a dict")
+    if device.type != "cuda" or not (options.get("use_fp16") or fp16 is not None):
+        return Precision()
+    return Precision(DTYPES[name], scaler_options, fixed)
+
+
+def keep_interfaces_in_float32(model: nn.Module) -> None:
+    """Gives RoIAlign float32 maps, and decoding, losses and NMS float32 predictions, under `autocast`.
+
+    Scores and boxes in half precision would tie and shift. mmdet says the same by decorators, which know
+    float16 alone.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseRoIExtractor):
+            module.register_forward_pre_hook(_inputs_to_float32)
+        elif isinstance(module, BaseDenseHead | BBoxHead | FCNMaskHead):
+            module.register_forward_hook(_outputs_to_float32)
+
+
+def _inputs_to_float32(_: nn.Module, inputs: Any) -> Any:
+    return to_float32(inputs)
+
+
+def _outputs_to_float32(_: nn.Module, __: Any, outputs: Any) -> Any:
+    return to_float32(outputs)
+
+
+def to_float32(value: Any) -> Any:
+    """Half-precision tensors, in tuples and lists too, as float32; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in DTYPES.values() else value
+    if isinstance(value, tuple | list):
+        return type(value)(to_float32(item) for item in value)
+    return value
