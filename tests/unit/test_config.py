@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dfvt.data.coco import DatasetManifest
 from dfvt.engine.config import (
@@ -14,10 +15,10 @@ from dfvt.engine.config import (
     load_config,
     override_config,
     use_dataset,
-    use_mixed_precision,
     with_absolute_paths,
     write_config,
 )
+from dfvt.engine.precision import precision_of
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = [
@@ -173,5 +174,6 @@ def test_flops_are_counted_at_the_size_of_a_test_image(path: Path, shape: tuple[
 
 
 def test_mixed_precision_is_on_in_the_published_configs_and_off_by_one_line() -> None:
-    assert use_mixed_precision(load_config(PUBLISHED[0]))
-    assert not use_mixed_precision(load_config(PUBLISHED[0], {"optimizer_config.use_fp16": False}))
+    gpu = torch.device("cuda")
+    assert precision_of(load_config(PUBLISHED[0]), gpu).mixed
+    assert not precision_of(load_config(PUBLISHED[0], {"optimizer_config.use_fp16": False}), gpu).mixed
