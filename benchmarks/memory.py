@@ -16,6 +16,7 @@ import torch
 from mmdet.core import BitmapMasks
 
 from dfvt.engine.config import load_config
+from dfvt.engine.console import quiet_libraries
 from dfvt.engine.hooks import OptimizerStep
 from dfvt.engine.precision import precision_of
 from dfvt.engine.train import build_merged_optimizer, build_model, seed_everything
@@ -83,6 +84,7 @@ def measure(
 
 
 def main() -> None:
+    quiet_libraries()
     height, width, size = map(int, sys.argv[1:4] if len(sys.argv) > 1 else (800, 1344, 4))
     device = torch.device("cuda", 0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {size} images of {height}×{width}\n")

@@ -50,7 +50,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dfvt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str) -> ArgumentParser:
+    def command(name: str, summary: str, work_dir: str) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=summary)
         made.add_argument("config", type=Path, metavar="CONFIG", help="an mmdet config file")
         made.add_argument(
@@ -67,11 +67,15 @@ def _parser() -> ArgumentParser:
             metavar="N",
             help="one process a GPU; 0: CPU; default: a GPU that is there",
         )
+        made.add_argument("--work-dir", type=Path, metavar="DIR", help=work_dir)
         made.add_argument("--debug", action="store_true", help="show where an error comes from")
         return made
 
-    train = command("train", "Train a detector, or carry on with a training that was interrupted.")
-    train.add_argument("--work-dir", type=Path, metavar="DIR", help="default: work_dirs/<config's name>")
+    train = command(
+        "train",
+        "Train a detector, or carry on with a training that was interrupted.",
+        "where state and checkpoint go; default: work_dirs/<config's name>",
+    )
     train.add_argument(
         "--resume",
         nargs="?",
@@ -80,12 +84,24 @@ def _parser() -> ArgumentParser:
         metavar="PATH",
         help="there must be a training to carry on with, in --work-dir or in PATH",
     )
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--seed", type=int, default=0, help="of weights, order and augmentation of the images; default: 0"
+    )
     train.set_defaults(run=_train)
 
-    test = command("test", "Evaluate a checkpoint on the config's test images.")
-    test.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    test.add_argument("--eval", nargs="+", choices=("bbox", "segm"), default=["bbox", "segm"], metavar="TYPE")
+    test = command(
+        "test", "Evaluate a checkpoint on the config's test images.", "as --out DIR/<config's name>.json"
+    )
+    test.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of weights, ours or mmdet's"
+    )
+    test.add_argument(
+        "--eval",
+        nargs="+",
+        choices=("bbox", "segm"),
+        metavar="TYPE",
+        help="bbox, segm or, by default, what the detector has",
+    )
     test.add_argument(
         "--out",
         type=Path,
@@ -94,7 +110,9 @@ def _parser() -> ArgumentParser:
     )
     test.set_defaults(run=_test)
 
-    profile = command("profile", "Count a detector's parameters and FLOPs.")
+    profile = command(
+        "profile", "Count a detector's parameters and FLOPs.", "write the JSON to DIR/profile.json"
+    )
     profile.add_argument(
         "--shape",
         nargs=2,
@@ -159,19 +177,25 @@ def _test(options: Namespace) -> None:
     from dfvt.engine.launch import launch
 
     cfg = load_config(options.config, options.cfg_options)
+    roi_head = cfg.model.get("roi_head") or {}
+    kinds = ["bbox", "segm"] if roi_head.get("mask_head") else ["bbox"]
+    chosen = options.eval or kinds
+    if not set(chosen) <= set(kinds):
+        raise ValueError(f"config {options.config} has no mask head: choose --eval bbox")
+    out = options.out or (options.work_dir and options.work_dir / f"{options.config.stem}.json")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the images
     evaluation = launch(_test_in_process, choose_devices(options.gpus), cfg, options.checkpoint)
     if evaluation is None:  # not the first process of torchrun
         return
-    numbers = {
-        name: value for name, value in evaluation.numbers.items() if name.split("_")[0] in options.eval
-    }
+    numbers = {name: value for name, value in evaluation.numbers.items() if name.split("_")[0] in chosen}
     for name, value in numbers.items():
         print(f"{name:12} {value:.4f}")
-    if options.out:
-        options.out.write_text(json.dumps(numbers, indent=2) + "\n")
-        for iou_type in set(options.eval) & evaluation.predictions.keys():
+    if out:
+        out.write_text(json.dumps(numbers, indent=2) + "\n")
+        for iou_type in chosen:
             predictions = json.dumps(evaluation.predictions[iou_type])
-            options.out.with_suffix(f".{iou_type}.json").write_text(predictions)
+            out.with_suffix(f".{iou_type}.json").write_text(predictions)
 
 
 def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> CocoEvaluation | None:
@@ -191,4 +215,8 @@ def _profile(options: Namespace) -> None:
     cfg = load_config(options.config, options.cfg_options)
     shape = tuple(options.shape) if options.shape else input_shape_of(cfg)
     size = measure_complexity(build_bare_detector(cfg), shape)
-    print(json.dumps(asdict(size), indent=2) if options.json else complexity_table(size))
+    numbers = json.dumps(asdict(size), indent=2)
+    print(numbers if options.json else complexity_table(size))
+    if options.work_dir:
+        options.work_dir.mkdir(parents=True, exist_ok=True)
+        (options.work_dir / "profile.json").write_text(numbers + "\n")

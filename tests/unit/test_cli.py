@@ -20,6 +20,18 @@ def test_profile_counts_the_published_detector(capsys: pytest.CaptureFixture[str
     assert size["input_shape"] == [800, 1280]
 
 
+def test_a_work_dir_takes_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["profile", CONFIG, "--shape", "64", "64", "--json", "--work-dir", str(tmp_path / "new")]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "new/profile.json").read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_masks_of_a_detector_without_them_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    no_masks = ["--cfg-options", "model.roi_head.mask_head=None", "--gpus", "0"]
+    assert main(["test", CONFIG, "some.pth", "--eval", "segm", *no_masks]) == 2
+    assert "has no mask head: choose --eval bbox" in capsys.readouterr().err
+
+
 def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["model.roi_head.bbox_head.num_classes=4", "model.roi_head.mask_head.num_classes=4"]
     assert main(["profile", CONFIG, "--json", "--cfg-options", *options]) == 0

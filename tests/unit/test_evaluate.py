@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmcv import Config
+from mmdet.datasets.api_wrappers import COCO
 from pycocotools import mask as rle
+from pycocotools.cocoeval import COCOeval
 
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.engine.evaluate import CocoEvaluation, evaluate_results
+from dfvt.engine.evaluate import CocoEvaluation, evaluate_iou_type, evaluate_results
 
 SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
 NAMES = [f"{kind}_mAP{suffix}" for kind in ("bbox", "segm") for suffix in SUFFIXES]
@@ -100,6 +107,83 @@ def test_the_size_of_a_mask_is_its_own_not_its_box(dataset: Any) -> None:
     assert all("bbox" in record for record in evaluation.predictions["segm"]), "pictures draw it"
     stock = dataset.evaluate(results, metric=["bbox", "segm"], logger="silent")
     assert evaluation.metrics == pytest.approx({name: float(stock[name]) for name in NAMES}, abs=6e-4)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[Any, list[dict[str, Any]]]:
+    """Ground truth of a few images, crowds and empty images among it, and detections with tied scores."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_images, num_classes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    side = 160
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i + 3, "height": side, "width": side} for i in range(num_images)],
+        "categories": [{"id": 2 * i + 1, "name": str(i)} for i in range(num_classes)],
+        "annotations": [],
+    }
+
+    def box_of(rng: np.random.Generator) -> list[float]:
+        size = np.exp(rng.uniform(np.log(6), np.log(150), 2))
+        return [*(rng.uniform(0, 1, 2) * (side - size)), *size]
+
+    def polygon_of(x: float, y: float, width: float, height: float) -> list[list[float]]:
+        return [[x, y, x + width, y, x + width / 2, y + height]]
+
+    records = []
+    for image in truth.dataset["images"]:
+        for _ in range(rng.integers(0, 6)):
+            box, category = box_of(rng), int(2 * rng.integers(0, num_classes) + 1)
+            segmentation = polygon_of(*box)
+            truth.dataset["annotations"].append(
+                {
+                    "id": len(truth.dataset["annotations"]) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3] / 2,
+                    "iscrowd": int(rng.random() < 0.2),
+                    "segmentation": segmentation,
+                }
+            )
+            for _ in range(rng.integers(0, 40)):
+                moved = [float(value) for value in np.array(box) * rng.uniform(0.85, 1.15, 4)]
+                mask = rle.merge(rle.frPyObjects(polygon_of(*moved), side, side))
+                records.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": category if rng.random() < 0.8 else 1,
+                        "bbox": moved,
+                        "score": round(float(rng.random()), 1),
+                        "segmentation": {**mask, "counts": mask["counts"].decode()},
+                    }
+                )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    truth.img_ann_map, truth.cat_img_map = truth.imgToAnns, truth.catToImgs
+    return truth, records
+
+
+@given(scenes())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_the_numbers_are_those_of_pycocotools_to_the_last_digit(
+    scene: tuple[Any, list[dict[str, Any]]],
+) -> None:
+    truth, records = scene
+    cat_ids, img_ids = truth.get_cat_ids(), truth.get_img_ids()
+    dataset = SimpleNamespace(coco=truth, cat_ids=cat_ids, img_ids=img_ids, CLASSES=[str(i) for i in cat_ids])
+    if not records:
+        return  # pycocotools refuses them; a test of its own says what we do
+    for iou_type in ("bbox", "segm"):
+        ours = CocoEvaluation({}, {}, {}, {}, predictions={iou_type: records})
+        evaluate_iou_type(dataset, iou_type, records, ours)
+        keys = {"bbox"} if iou_type == "segm" else set()
+        plain = [{key: value for key, value in record.items() if key not in keys} for record in records]
+        with contextlib.redirect_stdout(io.StringIO()):
+            theirs = COCOeval(truth, truth.loadRes(plain), iou_type)
+            theirs.evaluate()
+            theirs.accumulate()
+            theirs.summarize()
+        assert list(ours.numbers.values()) == [round(value, 9) for value in theirs.stats.tolist()]
 
 
 def test_labels_follow_the_classes_whatever_the_order_in_the_file(config: Config, tmp_path: Path) -> None:
