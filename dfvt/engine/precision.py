@@ -32,6 +32,7 @@ class Precision:
 
     @property
     def mixed(self) -> bool:
+        """Whether the layers compute in half precision."""
         return self.dtype is not torch.float32
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -97,6 +97,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` is (…, channels); returns the same shape."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -167,6 +168,7 @@ class ChannelExpansion(nn.Module):
         self.reduction = nn.Linear(channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` is tokens (B, L, C); returns (B, L, 2C)."""
         return self.reduction(self.norm(x))
 
 
@@ -181,6 +183,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` is images (B, 3, H, W); returns (B, C, ⌈H/4⌉, ⌈W/4⌉)."""
         x = F.silu(self.norm1(self.proj1(pad_to_multiple(x, 4))))
         return F.silu(self.norm(self.proj2(x)))
 

@@ -49,6 +49,7 @@ class PartForward(nn.Module):
         self.run = run
 
     def forward(self, _: Tensor) -> None:
+        """Runs, whatever the input, and keeps what comes out in `outputs`."""
         self.outputs = self.run()
 
 

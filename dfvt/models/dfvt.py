@@ -208,6 +208,7 @@ class DFvT(BaseModule):
             load_backbone(self, self.pretrained)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`x` is images (B, 3, H, W); returns a map (B, C·2^i, ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             x = x + F.interpolate(self.absolute_pos_embed, size=x.shape[-2:], mode="bicubic")

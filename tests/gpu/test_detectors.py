@@ -132,7 +132,7 @@ def test_a_training_learns_in_each_precision_and_its_last_validation_is_the_chec
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_recomputed_blocks_give_the_same_gradients_in_less_memory(dtype: torch.dtype) -> None:
     model = Config.fromfile(str(PROJECT / "configs/DFvT/maskrcnn_DFvT_base_1x_coco.py")).model.backbone
-    images = FILL["image"](2, 224, 352, seed=0).to(GPU)
+    images = FILL["image"](2, 480, 704, seed=0).to(GPU)
 
     def backward(use_checkpoint: bool) -> tuple[list[Tensor], int]:
         backbone = build_backbone({**model, "use_checkpoint": use_checkpoint})
@@ -150,7 +150,7 @@ def test_recomputed_blocks_give_the_same_gradients_in_less_memory(dtype: torch.d
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     for one, other in zip(kept, recomputed, strict=True):
         assert (one - other).norm() <= tolerance * one.norm() + 1e-8
-    assert less_memory < 0.8 * memory
+    assert less_memory < 0.9 * memory
 
 
 def test_soft_nms_keeps_the_same_boxes_on_gpu_and_cpu() -> None:

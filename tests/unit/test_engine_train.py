@@ -150,7 +150,7 @@ def test_a_few_images_are_learnt_and_the_checkpoint_has_the_numbers_of_the_last_
 
 
 def test_weight_decay_spares_what_the_recipe_names(config: Config) -> None:
-    model = build_model(config, ("a",), CPU, fp16=False)
+    model = build_model(config, ("a",), CPU)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_merged_optimizer(model, config.optimizer).param_groups
     assert len(groups) == 2
