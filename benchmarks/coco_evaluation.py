@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import multiprocessing
 import resource
 import sys
@@ -123,8 +122,9 @@ def main() -> None:
             print(
                 f"| {name} | {iou_type} | {seconds:.1f} | {grown:.2f} | {numbers[name][0]:.6f} |", flush=True
             )
-        same = json.dumps(numbers["pycocotools"]) == json.dumps(numbers["faster-coco-eval"])
-        print(f"\n{iou_type}: the twelve numbers are {'equal' if same else f'not equal: {numbers}'}\n")
+        if numbers["pycocotools"] != numbers["faster-coco-eval"]:
+            sys.exit(f"{iou_type}: the twelve numbers are not equal: {numbers}")
+        print(f"\n{iou_type}: the twelve numbers are equal\n")
 
 
 if __name__ == "__main__":

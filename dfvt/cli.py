@@ -8,7 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfvt import __version__
 from dfvt.engine.console import quiet_libraries
@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _fail(error, 1, debug=options.debug)
     except KeyboardInterrupt:
-        print("dfvt: stopped; train again with the same --work-dir to carry on", file=sys.stderr)
+        print(
+            "dfvt: stopped; a training carries on from its last whole epoch, if it had one", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -46,6 +48,17 @@ def _parser() -> ArgumentParser:
     quiet_libraries()
     from mmcv import DictAction
 
+    class Options(DictAction):
+        """mmcv's, which shows a traceback for an option without a value."""
+
+        def __call__(
+            self, parser: ArgumentParser, namespace: Namespace, values: list[str], *rest: Any
+        ) -> None:
+            for value in values:
+                if "=" not in value:
+                    parser.error(f"--cfg-options {value}: it needs a value, KEY=VALUE")
+            super().__call__(parser, namespace, values, *rest)
+
     parser = ArgumentParser(prog="dfvt", description="Train, test and measure DFvT detectors.")
     parser.add_argument("--version", action="version", version=f"dfvt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -56,7 +69,7 @@ def _parser() -> ArgumentParser:
         made.add_argument(
             "--cfg-options",
             nargs="+",
-            action=DictAction,
+            action=Options,
             default={},
             metavar="KEY=VALUE",
             help="config keys to change, as model.backbone.drop_path_rate=0.2",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         except ValueError as error:
             raise ValueError(f"config {path}: {error}") from error
     return cfg
+
+
+@contextlib.contextmanager
+def arguments_of(section: str) -> Iterator[None]:
+    """Says in one sentence what a class refuses among the arguments that a config's section gives it.
+
+    Raises:
+        FileNotFoundError: the section names a file that is missing.
+        ValueError: an argument is unknown, missing or of the wrong type.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = re.search("No such file or directory: '(.*)'", str(error))
+        if missing is None:
+            raise
+        raise FileNotFoundError(f"{missing[1]} does not exist, which the config's {section} names") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(f"the config's {section} cannot be built: {reason}") from error
 
 
 def _close_temporary_files(error: Exception) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 def quiet_libraries() -> None:
     """Silences what tells a user nothing. Called by entry points, before they import anything of mmcv.
 
-    These are mmcv's notice of its next major version, its list of every initialised weight, and torch's
-    notice that a CUDA toolkit is there and a GPU is not.
+    These are mmcv's notice of its next major version and its list of every initialised weight, mmdet's that
+    there is a newer word for `pretrained`, and torch's notice that a CUDA toolkit is there and a GPU is not.
     """
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV", category=UserWarning)
+    warnings.filterwarnings("ignore", message="DeprecationWarning: pretrained is deprecated")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from mmcv.utils import get_logger
 

@@ -11,6 +11,7 @@ from mmcv import Config
 from mmdet.models import build_detector
 
 import dfvt.models  # noqa: F401
+from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.models.checkpoints import load_weights
 
@@ -39,7 +40,9 @@ def choose_devices(num_gpus: int | None) -> list[torch.device]:
         return [choose_device("auto")]
     available = torch.cuda.device_count()
     if not 0 <= num_gpus <= available:
-        raise ValueError(f"--gpus {num_gpus}: torch sees {available} GPUs, choose from 0 (the CPU) to that")
+        raise ValueError(
+            f"--gpus {num_gpus} cannot be: torch sees {available} GPU(s) on this machine; 0 is the CPU"
+        )
     return [torch.device("cuda", index) for index in range(num_gpus)] or [torch.device("cpu")]
 
 
@@ -47,7 +50,8 @@ def build_bare_detector(cfg: Config) -> torch.nn.Module:
     """The config's detector with random weights, on the CPU, in evaluation mode."""
     model = copy.deepcopy(cfg.model)
     model.pretrained = None  # weights come from the checkpoint, or do not matter
-    return build_detector(model).eval()
+    with arguments_of("model"):
+        return build_detector(model).eval()
 
 
 def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[torch.nn.Module, Any]:
@@ -59,6 +63,7 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
     """
     model = build_bare_detector(cfg)
     load_weights(model, checkpoint)
-    dataset = build_coco_dataset(cfg.data.test, test_mode=True)
+    with arguments_of("data.test"):
+        dataset = build_coco_dataset(cfg.data.test, test_mode=True)
     model.CLASSES = dataset.CLASSES
     return model.to(device), dataset

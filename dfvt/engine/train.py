@@ -21,6 +21,7 @@ import dfvt.models
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.compat import DistributedDetector
+from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.hooks import Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.precision import keep_interfaces_in_float32, precision_of
@@ -93,7 +94,8 @@ def train(
     text = cfg.pretty_text
 
     seed_everything(seed)
-    dataset = build_coco_dataset(cfg.data.train, test_mode=False)
+    with arguments_of("data.train"):
+        dataset = build_coco_dataset(cfg.data.train, test_mode=False)
     if not len(dataset):
         raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
     sampler = EpochBatchSampler(
@@ -168,7 +170,8 @@ def check_supported(cfg: Config) -> None:
 
 def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> torch.nn.Module:
     """The config's detector with initial weights on `device`, wrapped when there are several processes."""
-    model = build_detector(cfg.model)
+    with arguments_of("model"):
+        model = build_detector(cfg.model)
     model.init_weights()
     model.CLASSES = classes
     keep_interfaces_in_float32(model)
@@ -187,7 +190,8 @@ def build_merged_optimizer(model: torch.nn.Module, cfg: ConfigDict) -> torch.opt
 
     mmcv makes a group of every parameter, which takes as many passes as there are parameters to update them.
     """
-    optimizer = build_optimizer(model, cfg)
+    with arguments_of("optimizer"):
+        optimizer = build_optimizer(model, cfg)
     merged: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         settings = {name: group[name] for name in sorted(group) if name != "params"}
@@ -222,8 +226,10 @@ def register_hooks(
     runner.register_hook(
         OptimizerStep(grad_clip, scaler, runner.precision.fixed_loss_scale), priority="ABOVE_NORMAL"
     )
+    with arguments_of("data.val"):
+        val = build_coco_dataset(cfg.data.val, test_mode=True)
     evaluation = Evaluation(
-        build_coco_dataset(cfg.data.val, test_mode=True),
+        val,
         callbacks,
         (cfg.get("evaluation") or {}).get("interval", 1),
         num_workers=cfg.data.workers_per_gpu,

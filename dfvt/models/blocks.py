@@ -6,6 +6,7 @@ Maps are (B, C, H, W), tokens (B, H·W, C).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -60,12 +61,28 @@ def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tens
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows with a relative position bias."""
+    """Multi-head self-attention inside windows with a relative position bias.
+
+    `scale` of the products is num_channels_of_a_head^-0.5 where it is None; `attn_drop` and `drop` are the
+    dropout rates of the attention and of what it returns. Source: Swin Transformer, ICCV 2021, section 3.2.
+    """
 
     relative_position_index: Tensor
 
-    def __init__(self, channels: int, window: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        window: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.scale = scale
+        self.attn_drop = attn_drop
+        self.drop = nn.Dropout(drop)
         self.num_heads = num_heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -80,25 +97,34 @@ class WindowAttention(nn.Module):
         """`x` is (B·num_windows, window², C), `mask` (num_windows, window², window²); returns `x`'s shape."""
         num_windows, length, channels = x.shape
         qkv = self.qkv(x).view(num_windows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind()
         bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         bias = bias.view(length, length, self.num_heads).permute(2, 0, 1)[None]
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(num_windows // len(mask), 1, 1, 1)
-        x = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias.to(qkv.dtype))
-        return self.proj(x.transpose(1, 2).reshape(num_windows, length, channels))
+        x = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=bias.to(q.dtype),
+            dropout_p=self.attn_drop if self.training else 0.0,
+            scale=self.scale,
+        )
+        return self.drop(self.proj(x.transpose(1, 2).reshape(num_windows, length, channels)))
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear, with dropout after each of the linear maps."""
 
-    def __init__(self, channels: int, hidden_channels: int) -> None:
+    def __init__(self, channels: int, hidden_channels: int, drop: float = 0.0) -> None:
         super().__init__()
+        self.drop = nn.Dropout(drop)
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` is (…, channels); returns the same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
 class DynamicFusion(nn.Module):
@@ -125,17 +151,24 @@ class FusionBlock(nn.Module):
     """Window attention, fusion with the local tokens, MLP; `shift` > 0 moves the windows cyclically."""
 
     def __init__(
-        self, channels: int, num_heads: int, window: int, shift: int, mlp_ratio: float, drop_path: float
+        self,
+        channels: int,
+        build_attn: Callable[[], WindowAttention],
+        window: int,
+        shift: int,
+        mlp_ratio: float,
+        drop_path: float,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.window = window
         self.shift = shift
         self.select = DynamicFusion(channels)
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, window, num_heads)
+        self.attn = build_attn()
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = Mlp(channels, int(channels * mlp_ratio))
+        self.mlp = Mlp(channels, int(channels * mlp_ratio), drop)
 
     def forward(self, x: Tensor, z: Tensor, height: int, width: int) -> Tensor:
         """`x` and `z` are tokens (B, height·width, C); returns (B, height·width, C)."""

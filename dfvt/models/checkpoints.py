@@ -51,12 +51,16 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     try:
         with torch.serialization.safe_globals(SAFE_TYPES):
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK" and start[:1] != pickle.PROTO:
+            raise ValueError(f"{path} is not a PyTorch checkpoint") from error
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ValueError(f"checkpoint {path} is truncated or damaged: {first_sentence(error)}") from error
         raise ValueError(
             f"checkpoint {path} is not a plain PyTorch checkpoint and was not loaded: {refusal(error)}"
         ) from error
-    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
-        raise ValueError(f"checkpoint {path} is truncated or damaged: {first_sentence(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of weights")
     return content

@@ -6,7 +6,8 @@ Representation", ECCV 2022. State-dict names and numbers are those of the releas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from mmcv.runner import BaseModule
@@ -20,6 +21,7 @@ from dfvt.models.blocks import (
     ConvStream,
     FusionBlock,
     PatchEmbed,
+    WindowAttention,
     depthwise3x3,
     fold_2x2,
 )
@@ -32,15 +34,18 @@ class TransformerStage(nn.Module):
     def __init__(
         self,
         channels: int,
-        num_heads: int,
         window: int,
         mlp_ratio: float,
         drop_paths: Sequence[float],
         last: bool,
+        drop: float,
+        build_attn: Callable[[], WindowAttention],
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            FusionBlock(channels, num_heads, window, window // 2 if index % 2 else 0, mlp_ratio, drop_path)
+            FusionBlock(
+                channels, build_attn, window, window // 2 if index % 2 else 0, mlp_ratio, drop_path, drop
+            )
             for index, drop_path in enumerate(drop_paths)
         )
         self.downsample = None if last else ChannelExpansion(channels)
@@ -66,8 +71,12 @@ class DFvT(BaseModule):
         pretrain_img_size: image side in pixels for which `ape` makes its table.
         embed_dim: channels C of stage 0; stage i has C·2^i.
         depths, num_heads: blocks and attention heads of each stage.
+        qkv_bias, qk_scale: a bias of queries, keys and values; the scale of their products, by default
+            (channels of a head)^-0.5.
+        drop_rate, attn_drop_rate: dropout of patches, attention's outputs and MLPs; of attention.
         drop_path_rate: rate of the last block; it rises linearly from 0 over all blocks.
         ape: add a learned absolute position embedding to the patches.
+        patch_norm: DFvT normalises its patches always, so True is all that this can be.
         out_indices: the stages whose maps are returned.
         frozen_stages: −1 freezes nothing, 0 the patch embedding, k the first k stages too.
         frozen_backbone: freeze everything.
@@ -77,6 +86,7 @@ class DFvT(BaseModule):
     Raises:
         ValueError: the arguments contradict each other.
 
+    The arguments that it shares with mmdet's `SwinTransformer` mean what they mean there.
     `forward` takes images (B, 3, H, W), any H and W from 32 pixels up, and returns the maps of `out_indices`,
     (B, C·2^i, ⌈H/s⌉, ⌈W/s⌉) with strides s = 4, 8, 16, 32.
     """
@@ -91,8 +101,13 @@ class DFvT(BaseModule):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         ape: bool = False,
+        patch_norm: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         frozen_backbone: bool = False,
@@ -116,6 +131,8 @@ class DFvT(BaseModule):
             raise ValueError(
                 f"DFvT has stages 0 to {len(depths) - 1}, out_indices {out_indices} names others"
             )
+        if not patch_norm:
+            raise ValueError("DFvT normalises its patches always: remove patch_norm=False")
         self.pretrained = pretrained
         self.num_stages = len(depths)
         self.num_features = [embed_dim * 2**i for i in range(self.num_stages)]
@@ -129,6 +146,7 @@ class DFvT(BaseModule):
         if ape:
             side = pretrain_img_size // 4
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
+        self.drop_after_pos = nn.Dropout(drop_rate)
         rates = [drop_path_rate * index / max(sum(depths) - 1, 1) for index in range(sum(depths))]
         self.layers = nn.ModuleList()
         self.convlayers = nn.ModuleList()
@@ -138,8 +156,18 @@ class DFvT(BaseModule):
             last = i == self.num_stages - 1
             first = sum(depths[:i])
             stage_rates = rates[first : first + depths[i]]
+            build_attn = partial(
+                WindowAttention,
+                channels,
+                window_size,
+                num_heads[i],
+                qkv_bias,
+                qk_scale,
+                attn_drop_rate,
+                drop_rate,
+            )
             self.layers.append(
-                TransformerStage(channels, num_heads[i], window_size, mlp_ratio, stage_rates, last)
+                TransformerStage(channels, window_size, mlp_ratio, stage_rates, last, drop_rate, build_attn)
             )
             self.convlayers.append(ConvStream(channels, stride=1 if last else 2))
             if not last:
@@ -212,6 +240,7 @@ class DFvT(BaseModule):
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             x = x + F.interpolate(self.absolute_pos_embed, size=x.shape[-2:], mode="bicubic")
+        x = self.drop_after_pos(x)
         outs = []
         for i, (stage, conv_stream) in enumerate(zip(self.layers, self.convlayers, strict=True)):
             assert isinstance(stage, TransformerStage)

@@ -21,7 +21,8 @@ def complexity_table(size: Complexity) -> str:
     ]
     rows.append(("all", f"{size.num_params:,}", _giga(size.flops), _giga(size.flops_with_attention)))
     notes = [
-        'FLOPs are multiply-adds as mmdet counts them; "with attention" adds the products inside attention.'
+        "FLOPs: multiply-adds as mmdet counts, with norms and biases, without products inside attention;",
+        '"with attention" counts convolutions and all matrix products, those inside attention too, alone.',
     ]
     published = published_counterpart(size.backbone_params)
     if published:
@@ -33,7 +34,7 @@ def complexity_table(size: Complexity) -> str:
         ours = [size.num_params]
         if size.input_shape == COUNTED_INPUT_SHAPE:
             ours += [size.flops, size.flops_with_attention]
-        for name, theirs in (("  ours to the printed", printed), ("  ours to the counted", counted)):
+        for name, theirs in (("  ours against the paper", printed), ("  ours against that count", counted)):
             cells = [f"{(our / their - 1) * 100:+.2f} %" for our, their in zip(ours, theirs, strict=False)]
             rows.append((name, *cells, *[""] * (3 - len(cells))))
         notes.append(f"Published: {SOURCE}, 80 classes, 800×1280 pixels.")

@@ -150,7 +150,7 @@ def test_recomputed_blocks_give_the_same_gradients_in_less_memory(dtype: torch.d
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     for one, other in zip(kept, recomputed, strict=True):
         assert (one - other).norm() <= tolerance * one.norm() + 1e-8
-    assert less_memory < 0.9 * memory
+    assert less_memory < 0.8 * memory
 
 
 def test_soft_nms_keeps_the_same_boxes_on_gpu_and_cpu() -> None:

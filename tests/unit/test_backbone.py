@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -177,7 +177,8 @@ def plain_attention(attention: WindowAttention, x: Tensor, height: int, width: i
 
 @pytest.mark.parametrize("shift", [0, 3])
 def test_window_attention_and_its_gradients_are_those_of_a_plain_softmax(shift: int) -> None:
-    block = FILL.fill(FusionBlock(16, 4, WINDOW, shift, 1.0, 0.0)).train()
+    build_attn = partial(WindowAttention, 16, WINDOW, 4)
+    block = FILL.fill(FusionBlock(16, build_attn, WINDOW, shift, 1.0, 0.0)).train()
     height, width = 9, 12
     x = torch.randn(2, height * width, 16, generator=torch.Generator().manual_seed(0))
     weights = torch.linspace(-1, 1, x.numel()).view_as(x)
@@ -318,6 +319,7 @@ def test_mixed_precision_stays_close_to_full_precision() -> None:
         ({"num_heads": (3, 6, 12, 24)}, "embed_dim 16"),
         ({"embed_dim": 8}, "embed_dim 8"),
         ({"depths": (1, 1, 1)}, "each stage"),
+        ({"patch_norm": False}, "patches always"),
         ({"out_indices": (0, 4)}, "stages 0 to 3"),
         ({"init_cfg": {"type": "Kaiming", "layer": "Conv2d"}}, "Pretrained"),
         ({"init_cfg": {"type": "Pretrained", "checkpoint": "a"}, "pretrained": "b"}, "without pretrained"),
@@ -326,3 +328,34 @@ def test_mixed_precision_stays_close_to_full_precision() -> None:
 def test_contradicting_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         narrow_backbone(**options)
+
+
+def test_the_arguments_of_a_swin_that_change_nothing_change_nothing() -> None:
+    swin = {"qkv_bias": True, "qk_scale": None, "drop_rate": 0.0, "attn_drop_rate": 0.0, "patch_norm": True}
+    image = FILL.image(1, 64, 96)
+    outputs = (FILL.fill(narrow_backbone(**options)).train()(image) for options in ({}, swin))
+    for ours, theirs in zip(*outputs, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_scale_of_attention_is_that_of_its_heads_unless_given() -> None:
+    x = torch.randn(1, WINDOW**2, 16, generator=torch.Generator().manual_seed(0))
+    default, same, other = (FILL.fill(WindowAttention(16, WINDOW, 4, scale=s))(x) for s in (None, 0.5, 0.1))
+    torch.testing.assert_close(default, same)
+    assert not torch.allclose(default, other)
+
+
+def test_queries_keys_and_values_go_without_a_bias() -> None:
+    biases = {name for name in narrow_backbone().state_dict() if name.endswith("qkv.bias")}
+    assert biases
+    assert (
+        narrow_backbone().state_dict().keys() - narrow_backbone(qkv_bias=False).state_dict().keys() == biases
+    )
+
+
+@pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate"])
+def test_dropout_acts_in_training_alone(rate: str) -> None:
+    plain, dropping = (FILL.fill(narrow_backbone(**options)) for options in ({}, {rate: 0.5}))
+    image = FILL.image(1, 64, 64)
+    assert torch.equal(plain.eval()(image)[-1], dropping.eval()(image)[-1])
+    assert not torch.equal(plain.train()(image)[-1], dropping.train()(image)[-1])

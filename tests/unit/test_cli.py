@@ -44,15 +44,45 @@ def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
         (["profile", "absent.py"], "config absent.py does not exist"),
         (["test", CONFIG, "absent.pth", "--gpus", "0"], "checkpoint absent.pth does not exist"),
         (["profile", CONFIG, "--cfg-options", "data.train.pipeline.x=1"], "do not fit"),
+        (["test", CONFIG, __file__, "--gpus", "0"], "is not a PyTorch checkpoint"),
+        (["test", CONFIG, "some.pth", "--gpus", "99"], "--gpus 99 cannot be: torch sees"),
+        (
+            ["train", CONFIG, "--gpus", "0", "--cfg-options", "data.train.ann_file=absent.json"],
+            "absent.json does not exist, which the config's data.train names",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said
     assert "\n" not in said
+
+
+def test_an_unknown_argument_in_a_config_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "misspelt.py").write_text(
+        f"_base_ = [{CONFIG!r}]\nmodel = dict(backbone=dict(embed_dims=48))"
+    )
+    assert main(["profile", str(tmp_path / "misspelt.py")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "the config's model cannot be built" in said and "'embed_dims'" in said
+    assert "\n" not in said
+
+
+def test_an_option_without_a_value_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", CONFIG, "--cfg-options", "optimizer.lr"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("--cfg-options optimizer.lr: it needs a value, KEY=VALUE\n")
 
 
 def test_debug_shows_where_an_error_comes_from() -> None:

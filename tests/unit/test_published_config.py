@@ -1,4 +1,7 @@
-"""A config as DFvT's authors wrote theirs trains and tests, its checkpoints are mmdet's; a ResNet's too."""
+"""A config with the published recipe trains and tests, its checkpoints are mmdet's; a ResNet's too.
+
+It is written from what is known of the published ones; its backbone arguments are those of mmdet's Swin.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ _base_ = [
 model = dict(
     pretrained=None,
     backbone=dict(embed_dim=48, depths=[1, 1, 2, 1], num_heads=[3, 6, 12, 24], window_size=7, mlp_ratio=4.,
-                  ape=False, drop_path_rate=0.1, use_checkpoint=False),
+                  qkv_bias=True, qk_scale=None, drop_rate=0., attn_drop_rate=0., drop_path_rate=0.1,
+                  ape=False, patch_norm=True, out_indices=(0, 1, 2, 3), use_checkpoint=False),
     neck=dict(in_channels=[48, 96, 192, 384]))
 find_unused_parameters = True
 optimizer = dict(_delete_=True, type='AdamW', lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05,
@@ -133,6 +137,17 @@ def test_another_detector_of_mmdet_trains(checkout: Path, monkeypatch: pytest.Mo
     arguments = ["configs/DFvT/resnet.py", "--gpus", "0", "--work-dir", "resnet"]
     assert main(["train", *arguments, "--cfg-options", *SHORT, "data.samples_per_gpu=2"]) == 0
     assert Path("resnet/checkpoint.pth").is_file()
+
+
+def test_a_learning_rate_that_is_no_number_is_one_sentence(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkout)
+    arguments = ["configs/DFvT/published.py", "--gpus", "0", "--work-dir", "nothing"]
+    assert main(["train", *arguments, "--cfg-options", *SHORT, "optimizer.lr=abc"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "the config's optimizer cannot be built" in said
+    assert "\n" not in said
 
 
 def test_a_checkpoint_of_another_variant_is_named(
