@@ -152,7 +152,7 @@ def test_what_does_not_change_the_weights_may_change_between_resumes(
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated"])
 def test_a_damaged_state_is_one_sentence(config: Config, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "latest.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"latest\.pth is .*(damaged|not a plain)") as error:
+    with pytest.raises(ValueError, match=r"latest\.pth is .*(damaged|not a)") as error:
         train(config, tmp_path, seed=4)
     assert "\n" not in str(error.value)
 

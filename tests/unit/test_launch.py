@@ -82,5 +82,5 @@ def test_torchrun_has_its_processes_already() -> None:
 def test_gpus_that_are_not_there_are_one_sentence() -> None:
     assert choose_devices(0) == choose_devices(None) == [CPU]
     for number in (1, 2, -1):
-        with pytest.raises(ValueError, match=f"--gpus {number}: torch sees 0 GPUs"):
+        with pytest.raises(ValueError, match=f"--gpus {number} cannot be: torch sees 0 GPU"):
             choose_devices(number)
