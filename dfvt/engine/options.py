@@ -101,7 +101,8 @@ def _require_known(key: str, before: Any, after: Any) -> None:
             if part in known:
                 return
             siblings = [".".join([*parts[:depth], name, *parts[depth + 1 :]]) for name in sorted(known)]
-            (nearest,) = difflib.get_close_matches(key, [*siblings, *_leaves(whole)], n=1, cutoff=0)
+            longer = [sibling for sibling in siblings if sibling.startswith(key)]  # a word that was cut short
+            (nearest,) = difflib.get_close_matches(key, longer or [*siblings, *_leaves(whole)], n=1, cutoff=0)
             raise ValueError(f"cfg_options: the config has no key {key}, the nearest is {nearest}")
         before, after = before[part], after[part]
 
