@@ -8,6 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 from dfvt import __version__
@@ -24,17 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2, debug=options.debug)
     except RuntimeError as error:
         return _fail(error, 1, debug=options.debug)
     except KeyboardInterrupt:
-        print(
-            "dfvt: stopped; a training carries on from its last whole epoch, if it had one", file=sys.stderr
-        )
+        print("dfvt: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(error: Exception, exit_code: int, *, debug: bool) -> int:
@@ -146,42 +144,67 @@ def _side(text: str) -> int:
     return pixels
 
 
-def _train(options: Namespace) -> None:
+def _train(options: Namespace) -> int:
     from dfvt.engine.config import load_config, write_config
     from dfvt.engine.infer import choose_devices
     from dfvt.engine.launch import launch
+    from dfvt.engine.signals import stop_on_signals
 
     cfg = load_config(options.config, options.cfg_options)
     work_dir = options.work_dir or Path("work_dirs", options.config.stem)
     state = _state_to_resume(options.resume, work_dir)
     devices = choose_devices(options.gpus)
     write_config(cfg, work_dir / options.config.name)
-    print(launch(_train_in_process, devices, cfg, work_dir, options.seed, state, options.config.stem))
+    arguments = cfg, work_dir, options.seed, state, options.config.stem
+    with stop_on_signals() as stop:
+        outcome = launch(_train_in_process, devices, *arguments, stop_asked=stop)
+    if isinstance(outcome, Path):
+        print(outcome)
+        return 0
+    number, step = outcome
+    print(f"dfvt: stopped after step {step}; the same command goes on from there", file=sys.stderr)
+    return 130 if (stop.received or number) == SIGINT else 0
 
 
 def _state_to_resume(resume: Path | bool, work_dir: Path) -> Path | None:
     """The state that `--resume [PATH]` asks for; None without it, which continues what `work_dir` holds."""
-    from dfvt.engine.train import STATE_FILE
+    from dfvt.engine.states import STATE_FILE, read_newest
 
     if resume is False:
         return None
     path = work_dir if resume is True else Path(resume)
-    state = path / STATE_FILE if path.is_dir() or resume is True else path
-    if not state.is_file():
-        raise FileNotFoundError(f"there is no training to resume: {state} does not exist")
-    return state
+    if path.is_file():
+        return path
+    found = read_newest(path)
+    if found is None:
+        raise FileNotFoundError(f"there is no training to resume: {path / STATE_FILE} does not exist")
+    return found[0]
 
 
 def _train_in_process(
     device: torch.device, cfg: Config, work_dir: Path, seed: int, state: Path | None, name: str
-) -> Path:
+) -> Path | tuple[int, int]:
+    """The final checkpoint, or the signal that stopped the training and how many iterations were done."""
     from dfvt.engine.curves import CurveFiles
+    from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.progress import Progress
+    from dfvt.engine.signals import stop_on_signals
     from dfvt.engine.train import train
 
     listeners = [CurveFiles(work_dir), Progress(name)]
-    result = train(cfg, work_dir, seed=seed, device=device, callbacks=listeners, resume_from=state)
-    return result.checkpoint
+    with stop_on_signals() as stop:
+        try:
+            return train(
+                cfg,
+                work_dir,
+                seed=seed,
+                device=device,
+                callbacks=listeners,
+                resume_from=state,
+                stop_asked=stop,
+            ).checkpoint
+        except TrainingStopped as stopped:
+            return stop.received or 0, stopped.step
 
 
 def _test(options: Namespace) -> None:

@@ -30,6 +30,9 @@ class QueueRelay(Callback):
     def on_checkpoint(self, path: Path, step: int) -> None:
         self.queue.put(("on_checkpoint", (path, step)))
 
+    def on_warning(self, message: str) -> None:
+        self.queue.put(("on_warning", (message,)))
+
     def on_end(self, checkpoint: Path) -> None:
         self.queue.put(("on_end", (checkpoint,)))
 

@@ -7,51 +7,16 @@ between processes. Any iteration can be started at without reading what is befor
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmcv.parallel import collate
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-
-class SampleKey(NamedTuple):
-    """What a training sample is made from: the image's index, and the seed of its augmentation."""
-
-    image: int
-    seed: int
-
-
-@contextmanager
-def seeded_augmentation(seed: int) -> Iterator[None]:
-    """Runs the body with Python's and NumPy's global generators seeded; restores their states afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-class SeededDataset(Dataset):
-    """An mmdet training data set that is asked for `SampleKey`s."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        with seeded_augmentation(key.seed):
-            return self.dataset[key.image]
+from dfvt.data.samples import SampleKey, SeededDataset, collate_samples, unpack
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
@@ -63,18 +28,28 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     Args:
         groups: orientation of each image (mmdet's `dataset.flag`), integers of shape (num_images,).
         batch_size: images of a batch in each process.
+        num_parts: in how many equal parts each batch comes, for gradients that are gathered part by part.
         seed: of the order and of the augmentation.
         rank, world_size: this process among how many.
     """
 
     def __init__(
-        self, groups: np.ndarray, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        groups: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_parts: int = 1,
     ) -> None:
+        assert batch_size % num_parts == 0, (batch_size, num_parts)
         self.groups = np.asarray(groups)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.num_parts = num_parts
         self.epoch = 0
         self.start = 0
 
@@ -89,7 +64,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         return int(sum(-(-count // global_batch) for count in np.bincount(self.groups)))
 
     def __len__(self) -> int:
-        return self.num_batches - self.start
+        return (self.num_batches - self.start) * self.num_parts
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -104,7 +79,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
             batches.extend(samples.reshape(-1, global_batch, 2))
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for position in rng.permutation(len(batches))[self.start :]:
-            yield [self.sample_key(int(index), int(repeat)) for index, repeat in batches[position][own]]
+            for part in np.split(batches[position][own], self.num_parts):
+                yield [self.sample_key(int(index), int(repeat)) for index, repeat in part]
 
     def sample_key(self, index: int, repeat: int) -> SampleKey:
         """Image `index`, which came `repeat` times before in this epoch, with a seed (32 bits) of its own."""
@@ -127,17 +103,23 @@ def own_generator() -> torch.Generator:
 
 
 def build_train_loader(
-    dataset: Any, sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
+    dataset: Any,
+    sampler: EpochBatchSampler,
+    num_workers: int,
+    *,
+    pin_memory: bool = False,
+    skip_unreadable: bool = False,
 ) -> DataLoader:
-    """Loader of mmcv-collated batches of an mmdet training data set; 0 workers load in this process."""
+    """Loader of `Batch`es of an mmdet training data set; 0 workers load in this process."""
     return DataLoader(
-        SeededDataset(dataset),
+        SeededDataset(dataset, skip_unreadable=skip_unreadable),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(collate, samples_per_gpu=sampler.batch_size),
+        collate_fn=collate_samples,
         pin_memory=pin_memory,
         worker_init_fn=limit_threads,
         generator=own_generator(),
+        persistent_workers=num_workers > 0,
     )
 
 
@@ -147,7 +129,12 @@ def build_test_loader(dataset: Any, indices: Sequence[int], num_workers: int) ->
         torch.utils.data.Subset(dataset, indices),
         batch_size=1,
         num_workers=num_workers,
-        collate_fn=partial(collate, samples_per_gpu=1),
+        collate_fn=collate_test_image,
         worker_init_fn=limit_threads,
         generator=own_generator(),
     )
+
+
+def collate_test_image(samples: list[Any]) -> Any:
+    """The inputs of a detector's forward pass in a test, without mmcv's containers."""
+    return unpack(collate(samples, samples_per_gpu=1))

@@ -15,6 +15,7 @@ class TrainingStart:
     epoch: int
     max_epochs: int
     resumed_from: Path | None = None
+    note: str | None = None  # what the number of processes changed
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Callback:
 
     def on_checkpoint(self, path: Path, step: int) -> None:
         """A checkpoint is complete on disk."""
+
+    def on_warning(self, message: str) -> None:
+        """Something went wrong, and the training goes on."""
 
     def on_end(self, checkpoint: Path) -> None:
         """Training ended; `checkpoint` is the final one."""

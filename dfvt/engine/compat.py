@@ -1,6 +1,6 @@
 """What of mmcv 1.7 and mmdet 2.28 is replaced on today's torch, and why. The rest of them is used as it is.
 
-- `MMDataParallel` and `MMDistributedDataParallel`, by `unpack_batch` and `DistributedDetector`: scattering to
+- `MMDataParallel` and `MMDistributedDataParallel`, by `to_device` and `DistributedDetector`: scattering to
   a GPU calls `_get_stream(int)`, which torch ≥ 2.1 refuses, and `_run_ddp_forward` needs an attribute that
   torch dropped.
 - `EpochBasedRunner` and the published `EpochBasedRunnerAmp`, by `dfvt.engine.runner.DetectorRunner`: it
@@ -20,21 +20,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mmcv.parallel import DataContainer
 from torch.nn.parallel import DistributedDataParallel
 
 
-def unpack_batch(batch: Any, device: torch.device) -> Any:
-    """A collated batch without its `DataContainer`s, tensors on `device` (meta data stays as it is)."""
-    if isinstance(batch, DataContainer):
-        assert len(batch.data) == 1, "batches are collated for one device"
-        return batch.data[0] if batch.cpu_only else unpack_batch(batch.data[0], device)
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors, in dictionaries and lists too, on `device`; everything else as it is."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: unpack_batch(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, list):
-        return [unpack_batch(value, device) for value in batch]
+        return [to_device(value, device) for value in batch]
     return batch
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mmcv import ConfigDict
 from mmdet.datasets import CocoDataset, build_dataset
 
+from dfvt.data.packed import PackedList
 from dfvt.engine.console import without_chatter
 
 
@@ -31,4 +33,21 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
             )
         dataset.cat_ids = [ids[name] for name in dataset.CLASSES]
         dataset.cat2label = {cat_id: label for label, cat_id in enumerate(dataset.cat_ids)}
+        if not test_mode:
+            share_annotations(dataset)
     return dataset
+
+
+def share_annotations(dataset: CocoDataset) -> None:
+    """Packs what a training reads of the annotations, and forgets the rest: COCO's index is gigabytes."""
+    annotations = PackedList(
+        dataset.coco.load_anns(dataset.coco.get_ann_ids(img_ids=[info["id"]])) for info in dataset.data_infos
+    )
+    dataset.data_infos = PackedList(dataset.data_infos)
+    dataset.get_ann_info = partial(packed_ann_info, dataset, annotations)
+    dataset.coco = None
+
+
+def packed_ann_info(dataset: CocoDataset, annotations: PackedList, index: int) -> dict[str, Any]:
+    """`CocoDataset.get_ann_info` without the index of COCO."""
+    return dataset._parse_ann_info(dataset.data_infos[index], annotations[index])

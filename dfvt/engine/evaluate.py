@@ -17,7 +17,7 @@ from mmcv.runner import get_dist_info
 from mmdet.core import encode_mask_results
 
 from dfvt.data.loading import build_test_loader
-from dfvt.engine.compat import unpack_batch
+from dfvt.engine.compat import to_device
 
 # COCO's twelve numbers: average precisions as the contract names them, then average recalls.
 METRIC_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
@@ -83,7 +83,7 @@ def predict(
     indices = range(rank, len(dataset), world_size)
     results: list[Any] = []
     for batch in build_test_loader(dataset, indices, num_workers):
-        (result,) = model(return_loss=False, rescale=True, **unpack_batch(batch, device))
+        (result,) = model(return_loss=False, rescale=True, **to_device(batch, device))
         if isinstance(result, tuple):
             boxes, masks = result
             result = (boxes, encode_mask_results(masks))

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmcv.runner import Hook
 from torch.nn.utils import clip_grad_norm_
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord
 from dfvt.engine.evaluate import evaluate_model
-from dfvt.engine.resume import save_state
+from dfvt.engine.resume import bare_model, model_content, state_content
 from dfvt.engine.runner import DetectorRunner
+from dfvt.engine.states import StateFiles, write_atomically
+
+
+class TrainingStopped(Exception):  # noqa: N818, nothing is wrong
+    """A training was asked to stop: its state after `step` iterations is on disk."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after {step} iterations")
+        self.step = step
 
 
 class OptimizerStep(Hook):
-    """Backward pass, gradient clipping (`grad_clip` of `optimizer_config`) and the optimiser's step."""
+    """Gradient clipping (`optimizer_config.grad_clip`) and the optimiser's step when an update is due."""
 
-    def __init__(
-        self,
-        grad_clip: dict[str, Any] | None,
-        scaler: torch.amp.GradScaler,
-        fixed_loss_scale: float | None = None,
-    ) -> None:
+    def __init__(self, grad_clip: dict[str, Any] | None) -> None:
         self.grad_clip = grad_clip
-        self.scaler = scaler
-        self.fixed_loss_scale = fixed_loss_scale
 
     def after_train_iter(self, runner: DetectorRunner) -> None:
-        runner.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(runner.outputs["loss"]).backward()
+        if not runner.num_gathered or not runner.update_is_due():
+            return
+        scaler = runner.scaler
         if self.grad_clip:
-            self.scaler.unscale_(runner.optimizer)
+            scaler.unscale_(runner.optimizer)
             clip_grad_norm_(runner.model.parameters(), **self.grad_clip)
-        self.scaler.step(runner.optimizer)
-        self.scaler.update(self.fixed_loss_scale)
+        scaler.step(runner.optimizer)
+        scaler.update(runner.precision.fixed_loss_scale)
+        runner.optimizer.zero_grad(set_to_none=True)
+        runner.num_gathered = 0
+        if runner.average:
+            runner.average.update(bare_model(runner))
 
 
 class StepRecords(Hook):
@@ -57,7 +65,8 @@ class StepRecords(Hook):
 
     def after_train_iter(self, runner: DetectorRunner) -> None:
         self.num_steps += 1
-        if self.every_n_inner_iters(runner, self.interval) or self.end_of_epoch(runner):
+        ended = self.every_n_inner_iters(runner, self.interval) or self.end_of_epoch(runner)
+        if ended and runner.log_buffer.val_history:  # empty when every loss of the interval was not finite
             runner.log_buffer.average()
             seconds = time.perf_counter() - self.interval_since
             record = StepRecord(
@@ -72,10 +81,12 @@ class StepRecords(Hook):
             for callback in self.callbacks:
                 callback.on_step(record)
             runner.log_buffer.clear()
+        if ended:
             self.before_train_epoch(runner)
         self.loaded_since = time.perf_counter()
 
     def end_of_epoch(self, runner: DetectorRunner) -> bool:
+        """Whether the present iteration is the last one of its epoch."""
         return runner.inner_iter + 1 == runner.sampler.num_batches
 
 
@@ -89,47 +100,91 @@ class Evaluation(Hook):
         self.callbacks = callbacks
         self.interval = interval
         self.num_workers = num_workers
-        self.metrics: dict[str, float] = {}
 
     def after_train_epoch(self, runner: DetectorRunner) -> None:
         last = runner.epoch + 1 == runner.max_epochs
         if not self.interval or not (last or self.every_n_epochs(runner, self.interval)):
             return
-        evaluation = evaluate_model(runner.model, self.dataset, runner.device, num_workers=self.num_workers)
+        model = runner.average.module if runner.average else runner.model
+        evaluation = evaluate_model(model, self.dataset, runner.device, num_workers=self.num_workers)
         if evaluation is None:
             return
-        self.metrics = evaluation.metrics
+        runner.metrics = evaluation.metrics
         for callback in self.callbacks:
             callback.on_evaluation(EvaluationRecord(runner.iter, runner.epoch + 1, evaluation.metrics))
 
 
-class Checkpoints(Hook):
-    """Writes the resumable state every `interval` epochs (0: never) and after the last one.
+class BestCheckpoint(Hook):
+    """Writes the weights with the highest `metric` of all validations to `path`."""
 
-    That of the last one lets a training that is started again find that nothing is left to do.
+    def __init__(self, path: Path, metric: str) -> None:
+        self.path = path
+        self.metric = metric
+
+    def after_train_epoch(self, runner: DetectorRunner) -> None:
+        value = runner.metrics.get(self.metric)
+        if value is None or (runner.best is not None and value <= runner.best):
+            return
+        runner.best = value
+        write_atomically(model_content(runner, runner.iter), self.path)
+
+
+class Checkpoints(Hook):
+    """Writes the resumable state every `interval` epochs or iterations (0: never), and after the last one.
+
+    That of the last one lets a training that is started again find that nothing is left to do. When a stop is
+    asked for in any process, the iteration is finished, the state written and the training left.
     """
 
     def __init__(
         self,
-        path: Path,
-        callbacks: Sequence[Callback],
+        files: StateFiles,
         interval: int,
         *,
-        scaler: torch.amp.GradScaler,
-        evaluation: Evaluation,
+        by_epoch: bool,
         identity: dict[str, str],
+        stop_asked: Callable[[], bool],
     ) -> None:
-        self.path = path
-        self.callbacks = callbacks
+        self.files = files
         self.interval = interval
-        self.scaler = scaler
-        self.evaluation = evaluation
+        self.by_epoch = by_epoch
         self.identity = identity
+        self.stop_asked = stop_asked
+
+    def after_train_iter(self, runner: DetectorRunner) -> None:
+        self.files.poll()
+        stop = self.stop_agreed(runner)
+        due = not self.by_epoch and self.interval and self.every_n_iters(runner, self.interval)
+        if stop or due:
+            self.save(runner, runner.iter + 1)
+        if stop:
+            self.files.finish()
+            raise TrainingStopped(runner.iter + 1)
 
     def after_train_epoch(self, runner: DetectorRunner) -> None:
         last = runner.epoch + 1 == runner.max_epochs
-        if not self.interval or not (last or self.every_n_epochs(runner, self.interval)):
-            return
-        save_state(runner, self.path, self.scaler, self.identity, self.evaluation.metrics)
-        for callback in self.callbacks:
-            callback.on_checkpoint(self.path, runner.iter)
+        due = self.by_epoch and self.interval and self.every_n_epochs(runner, self.interval)
+        stop = self.stop_agreed(runner)
+        if (last and self.interval) or due or stop:
+            self.save(runner, runner.iter, num_epochs=runner.epoch + 1)
+        if stop and not last:
+            self.files.finish()
+            raise TrainingStopped(runner.iter)
+
+    def after_run(self, runner: DetectorRunner) -> None:
+        self.files.finish()
+
+    def save(self, runner: DetectorRunner, step: int, num_epochs: int | None = None) -> None:
+        """Hands the state over to the writer; `num_epochs` are whole ones with their validation."""
+        content = state_content(runner, self.identity, step)
+        if content is not None:
+            self.files.write({**content, "epoch": runner.epoch if num_epochs is None else num_epochs}, step)
+
+    def stop_agreed(self, runner: DetectorRunner) -> bool:
+        """Whether any process was asked to stop: all of them leave after the same iteration."""
+        asked = self.stop_asked()
+        if runner.world_size == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=runner.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())

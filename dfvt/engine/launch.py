@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,12 @@ import torch.multiprocessing as mp
 from dfvt.engine.console import quiet_libraries
 
 
-def launch(function: Callable[..., Any], devices: list[torch.device], *arguments: Any) -> Any:
+def launch(
+    function: Callable[..., Any],
+    devices: list[torch.device],
+    *arguments: Any,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Any:
     """Calls `function(device, *arguments)` in one process a device; returns what the first one returns.
 
     One device needs no other process. Several get a process group (nccl on GPUs, gloo on the CPU). In a
@@ -26,6 +32,7 @@ def launch(function: Callable[..., Any], devices: list[torch.device], *arguments
     Args:
         function: importable by its name, as it is called in new processes.
         devices: where to compute, the first process on the first.
+        stop_asked: when it is true in this process, the others get SIGTERM, once.
 
     Raises:
         ValueError, FileNotFoundError: raised by the function in any process, which ends the others.
@@ -39,7 +46,15 @@ def launch(function: Callable[..., Any], devices: list[torch.device], *arguments
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{Path(folder, 'rendezvous')}"
         try:
-            mp.spawn(_work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices))
+            processes = mp.spawn(
+                _work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices), join=False
+            )
+            told = False
+            while not processes.join(timeout=0.5):
+                if stop_asked() and not told:
+                    told = True
+                    for pid in processes.pids():
+                        os.kill(pid, signal.SIGTERM)
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             # The others complain that one left: what it said before is the reason.
             refusal = None if outbox.empty() else outbox.get()

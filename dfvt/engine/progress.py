@@ -26,7 +26,8 @@ class Progress(Callback):
     def on_start(self, start: TrainingStart) -> None:
         self.started, self.first_step = time.monotonic(), start.step
         if start.resumed_from:
-            self.say(f"{self.name}: continues after step {start.step} of {start.max_steps}")
+            note = f" ({start.note})" if start.note else ""
+            self.say(f"{self.name}: continues after step {start.step} of {start.max_steps}{note}")
         if sys.stderr.isatty():
             self.bar = tqdm(
                 total=start.max_steps, initial=start.step, desc=self.name, unit="step", leave=True
@@ -59,6 +60,9 @@ class Progress(Callback):
             if name in record.metrics
         )
         self.say(f"{self.name}: epoch {record.epoch}, {scores}")
+
+    def on_warning(self, message: str) -> None:
+        self.say(f"{self.name}: {message}")
 
     def on_end(self, checkpoint: Path) -> None:
         if self.bar:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,25 @@ from mmcv import Config
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import get_dist_info, weights_to_cpu
 
-from dfvt.engine.runner import REMEDY, DetectorRunner
-from dfvt.models.checkpoints import read_checkpoint
+from dfvt.engine.failures import REMEDY
+from dfvt.engine.runner import DetectorRunner
 
 # What decides the weights that a training ends with. Paths are left out: a data set may have moved.
-IDENTITY_KEYS = ("model", "optimizer", "optimizer_config", "lr_config", "momentum_config", "fp16", "runner")
+IDENTITY_KEYS = (
+    "model",
+    "optimizer",
+    "optimizer_config",
+    "lr_config",
+    "momentum_config",
+    "fp16",
+    "runner",
+    "ema",
+    "sync_batchnorm",
+)
 PATH_KEYS = ("ann_file", "img_prefix", "data_root", "seg_prefix", "proposal_file")
 
 
-def training_identity(cfg: Config, *, seed: int, num_processes: int, num_images: int) -> dict[str, str]:
+def training_identity(cfg: Config, *, seed: int, num_images: int) -> dict[str, str]:
     """What an interrupted training must share with the one that goes on from its state, by name."""
     model = {key: value for key, value in cfg.model.items() if key != "pretrained"}
     dataset = {key: value for key, value in cfg.data.train.items() if key not in PATH_KEYS}
@@ -33,7 +41,6 @@ def training_identity(cfg: Config, *, seed: int, num_processes: int, num_images:
         "data.samples_per_gpu": cfg.data.samples_per_gpu,
         "custom_hooks": cfg.get("custom_hooks") or [],
         "seed": seed,
-        "number of processes": num_processes,
         "number of training images": num_images,
     }
     return {name: repr(value) for name, value in parts.items()}
@@ -63,20 +70,6 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Saves a checkpoint aside and renames it once on disk: `path` is the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def bare_model(runner: DetectorRunner) -> torch.nn.Module:
     """The detector without its distributed wrapper."""
     return runner.model.module if is_module_wrapper(runner.model) else runner.model
@@ -93,21 +86,20 @@ def require_finite(model: torch.nn.Module) -> None:
             raise ValueError(f"the training diverged, {name} is not finite: {REMEDY}")
 
 
-def model_content(runner: DetectorRunner) -> dict[str, Any]:
-    """What stock mmdet reads from a checkpoint: meta data (config, classes, position) and weights."""
-    epoch = runner.iter // runner.sampler.num_batches
-    meta = {**(runner.meta or {}), "epoch": epoch, "iter": runner.iter}
-    return {"meta": meta, "state_dict": weights_to_cpu(bare_model(runner).state_dict())}
+def model_content(runner: DetectorRunner, step: int) -> dict[str, Any]:
+    """What stock mmdet reads from a checkpoint: meta data (config, classes, position) and weights.
+
+    The weights are the averaged ones when there is an average.
+    """
+    meta = {**(runner.meta or {}), "epoch": step // runner.sampler.num_batches, "iter": step}
+    model = runner.average.module if runner.average else bare_model(runner)
+    return {"meta": meta, "state_dict": weights_to_cpu(model.state_dict())}
 
 
-def save_state(
-    runner: DetectorRunner,
-    path: Path,
-    scaler: torch.amp.GradScaler,
-    identity: dict[str, str],
-    metrics: dict[str, float],
-) -> None:
-    """Writes everything that a resumed training needs; all processes call it, the first one writes.
+def state_content(runner: DetectorRunner, identity: dict[str, str], step: int) -> dict[str, Any] | None:
+    """Everything that a resumed training needs after `step` iterations; None in all processes but the first.
+
+    All processes call it, and tell their generators.
 
     Raises:
         ValueError: the weights are not finite.
@@ -118,45 +110,70 @@ def save_state(
     if world_size > 1:
         states = [None] * world_size
         dist.all_gather_object(states, random_state(runner.device))
-    if rank == 0:
-        content = model_content(runner)
-        content["optimizer"] = runner.optimizer.state_dict()
-        content["scaler"] = scaler.state_dict()
-        content["random"] = states
-        content["identity"] = identity
-        content["metrics"] = copy.copy(metrics)
-        write_atomically(content, path)
-    if world_size > 1:
-        dist.barrier()
+    if rank:
+        return None
+    parameters = runner.model.parameters()
+    return {
+        **model_content(runner, step),
+        "model": bare_model(runner).state_dict() if runner.average else None,
+        "average": runner.average.state_dict() if runner.average else None,
+        "optimizer": runner.optimizer.state_dict(),
+        "gradients": [p.grad for p in parameters] if runner.num_gathered else [],
+        "num_gathered": runner.num_gathered,
+        "scaler": runner.scaler.state_dict(),
+        "random": states,
+        "epoch": runner.epoch,
+        "log": [dict(runner.log_buffer.val_history), dict(runner.log_buffer.n_history)],
+        "identity": identity,
+        "metrics": dict(runner.metrics),
+        "best": runner.best,
+        "num_processes": world_size,
+        "global_batch": runner.sampler.batch_size * world_size,
+        "num_batches": runner.sampler.num_batches,
+    }
 
 
-def restore_state(
-    runner: DetectorRunner, path: Path, scaler: torch.amp.GradScaler, identity: dict[str, str]
-) -> dict[str, float]:
-    """Continues from a file of `save_state`; returns the last validation numbers before it.
+def require_same_training(content: dict[str, Any], identity: dict[str, str], path: Path) -> None:
+    """Refuses a file that is no state of this training.
 
     Raises:
-        ValueError: it belongs to another training, or is damaged.
+        ValueError: it belongs to another training, or is the checkpoint of one.
     """
-    content = read_checkpoint(path)
     if "identity" not in content:
         raise ValueError(
             f"checkpoint {path} is not the state of a training: remove it or choose another work_dir"
         )
-    other = [
-        name
-        for name in {**content["identity"], **identity}
-        if content["identity"].get(name) != identity.get(name)
-    ]
+    names = {**content["identity"], **identity}
+    other = [name for name in names if content["identity"].get(name) != identity.get(name)]
     if other:
         raise ValueError(
             f"checkpoint {path} belongs to a training with another {', '.join(other)}: "
             "remove it to start anew, or choose another work_dir"
         )
-    bare_model(runner).load_state_dict(content["state_dict"])
+
+
+def restore_state(runner: DetectorRunner, content: dict[str, Any], lr_scale: float = 1.0) -> None:
+    """Continues from the content of `state_content`; learning rates become `lr_scale` times as high."""
+    rank, world_size = get_dist_info()
+    bare_model(runner).load_state_dict(content["model"] or content["state_dict"])
+    if runner.average:
+        runner.average.load_state_dict(content["average"])
     runner.optimizer.load_state_dict(content["optimizer"])
+    for group in runner.optimizer.param_groups:
+        group["initial_lr"] *= lr_scale
+    for parameter, gradient in zip(runner.model.parameters(), content["gradients"], strict=False):
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    runner.num_gathered = content["num_gathered"]
     if content["scaler"]:  # empty without mixed precision
-        scaler.load_state_dict(content["scaler"])
-    restore_random_state(content["random"][get_dist_info()[0]], runner.device)
-    runner.restore_position(int(content["meta"]["iter"]))
-    return dict(content["metrics"])
+        runner.scaler.load_state_dict(content["scaler"])
+    if rank < content["num_processes"]:  # one that was not there keeps its seed
+        restore_random_state(content["random"][rank], runner.device)
+    runner.log_buffer.val_history.update(content["log"][0])
+    runner.log_buffer.n_history.update(content["log"][1])
+    runner.metrics, runner.best = dict(content["metrics"]), content["best"]
+    images_before, images_now = content["global_batch"], runner.sampler.batch_size * world_size
+    step = int(content["meta"]["iter"])
+    if images_before != images_now:  # the same share of the epoch
+        in_epoch = (step - content["epoch"] * content["num_batches"]) / content["num_batches"]
+        step = round((content["epoch"] + in_epoch) * runner.sampler.num_batches)
+    runner.restore_position(step, content["epoch"])

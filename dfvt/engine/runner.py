@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmcv.runner import BaseRunner
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dfvt.data.loading import EpochBatchSampler
-from dfvt.engine.compat import unpack_batch
+from dfvt.data.samples import Batch
+from dfvt.engine.average import WeightAverage
+from dfvt.engine.compat import to_device
+from dfvt.engine.failures import BufferCopies, NonfiniteLosses, explained_failures, explained_loading
 from dfvt.engine.precision import Precision
-
-REMEDY = "lower optimizer.lr, lengthen the warm-up, or set optimizer_config.grad_clip"
 
 
 class DetectorRunner(BaseRunner):
-    """mmcv's runner (hooks, learning-rate schedule, log buffer) with a loop that can start anywhere."""
+    """mmcv's runner (hooks, learning-rate schedule, log buffer) with a loop that can start anywhere.
+
+    An iteration takes one global batch, in `sampler.num_parts` parts; `num_accumulated` of them make one
+    update of the optimiser.
+
+    Attributes:
+        num_gathered: iterations whose gradients wait for an update.
+        metrics, best: numbers of the last validation, and the best one that checkpoints are chosen by.
+    """
 
     def __init__(
         self,
@@ -31,6 +44,10 @@ class DetectorRunner(BaseRunner):
         precision: Precision,
         max_epochs: int,
         meta: dict[str, Any],
+        num_accumulated: int = 1,
+        average: WeightAverage | None = None,
+        max_nonfinite: int | None = 10,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(
             model,
@@ -42,12 +59,21 @@ class DetectorRunner(BaseRunner):
         self.sampler = sampler
         self.device = device
         self.precision = precision
+        self.scaler = precision.build_scaler(device)
+        self.num_accumulated = num_accumulated
+        self.average = average
+        self.warn = warn
+        self.nonfinite = NonfiniteLosses(max_nonfinite, warn)
+        self.buffer_copies = BufferCopies(model)
+        self.num_gathered = 0
+        self.metrics: dict[str, float] = {}
+        self.best: float | None = None
         self._max_iters = max_epochs * sampler.num_batches
 
-    def restore_position(self, step: int) -> None:
-        """Continues after `step` finished iterations."""
-        self._iter = step
-        self._epoch, self._inner_iter = divmod(step, self.sampler.num_batches)
+    def restore_position(self, step: int, epoch: int) -> None:
+        """Continues after `step` finished iterations and `epoch` finished epochs, validations included."""
+        self._iter, self._epoch = step, epoch
+        self._inner_iter = step - epoch * self.sampler.num_batches
 
     def run(self, loader: DataLoader) -> None:
         """Trains from the present position to the last epoch."""
@@ -64,31 +90,98 @@ class DetectorRunner(BaseRunner):
         start = self._iter - self._epoch * self.sampler.num_batches
         self.sampler.set_position(self._epoch, start)
         self.call_hook("before_train_epoch")
-        for inner_iter, batch in enumerate(loader, start):
+        for inner_iter, parts in enumerate(self.batches(loader), start):
             self._inner_iter = inner_iter
             self.call_hook("before_train_iter")
-            with self.precision.autocast(self.device):
-                self.outputs = self.model.train_step(unpack_batch(batch, self.device), self.optimizer)
-            self.require_finite_loss()
-            self.log_buffer.update(self.outputs["log_vars"], self.outputs["num_samples"])
+            self.outputs = self.gather_gradients(parts)
             self.call_hook("after_train_iter")
             self._iter += 1
         self.share_buffers()
         self.call_hook("after_train_epoch")
         self._epoch += 1
 
-    def require_finite_loss(self) -> None:
-        """Stops in every process (the logged loss is their mean) before a broken loss spoils the weights.
+    def batches(self, loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
+        """The parts of each batch.
 
         Raises:
-            ValueError: the loss is NaN or infinite.
+            ValueError: an image cannot be read.
+            RuntimeError: a loader's process died.
         """
-        loss = self.outputs["log_vars"]["loss"]
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the training diverged, its loss is {loss} in iteration {self._iter + 1} "
-                f"at learning rate {self.current_lr()[0]:.3g}: {REMEDY}"
-            )
+        if self.sampler.start == self.sampler.num_batches:
+            return  # the epoch was interrupted before its validation
+        loaded: Iterator[Batch] = iter(loader)
+        while True:
+            with explained_loading():
+                parts = list(islice(loaded, self.sampler.num_parts))
+            if not parts:
+                return
+            for batch in parts:
+                for problem in batch.unreadable:
+                    if batch.inputs is None:
+                        raise ValueError(f"{problem}: mend it, or set failures.unreadable_images='skip'")
+                    self.warn(f"{problem}: another one takes its place")
+            yield [batch.inputs for batch in parts if batch.inputs is not None]
+
+    def gather_gradients(self, parts: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Adds the gradients of a batch to those that wait for an update; returns what was logged of it.
+
+        A batch whose loss is not finite has no gradients, takes those that waited with it, and is None.
+
+        Raises:
+            ValueError: that happened too often in a row.
+            RuntimeError: the GPU's memory is exhausted.
+        """
+        weight = 1 / (len(parts) * self.num_to_gather())
+        log_vars: dict[str, float] = {}
+        self.buffer_copies.take()
+        for index, part in enumerate(parts):
+            with self.gradient_sync(last=index + 1 == len(parts)), explained_failures(part.get("img")):
+                inputs = to_device(part, self.device)
+                with self.precision.autocast(self.device):
+                    outputs = self.model.train_step(inputs, self.optimizer)
+                for name, value in outputs["log_vars"].items():
+                    log_vars[name] = log_vars.get(name, 0.0) + value / len(parts)
+                if not math.isfinite(outputs["log_vars"]["loss"]):
+                    self.optimizer.zero_grad(set_to_none=True)
+                    self.num_gathered = 0
+                    self.buffer_copies.restore()
+                    images = [meta.get("ori_filename", "?") for meta in part["img_metas"]]
+                    self.nonfinite.report(
+                        self._iter + 1,
+                        self.current_lr()[0],
+                        outputs["log_vars"],
+                        self.of_all_processes(images),
+                    )
+                    return None
+                self.scaler.scale(outputs["loss"] * weight).backward()
+        self.nonfinite.reset()
+        self.num_gathered += 1
+        num_samples = sum(len(part["img_metas"]) for part in parts)
+        self.log_buffer.update(log_vars, num_samples)
+        return {"loss": outputs["loss"].detach(), "log_vars": log_vars, "num_samples": num_samples}
+
+    def num_to_gather(self) -> int:
+        """Iterations of the present update: the last one of a training may have fewer."""
+        first = self._iter - self._iter % self.num_accumulated
+        return min(self.num_accumulated, self._max_iters - first)
+
+    def update_is_due(self) -> bool:
+        """Whether the present iteration ends an update."""
+        return (self._iter + 1) % self.num_accumulated == 0 or self._iter + 1 == self._max_iters
+
+    def gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes average their gradients with the last part of a batch."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def of_all_processes(self, values: list[str]) -> list[str]:
+        """The values of all processes, in the order of their ranks."""
+        if self.world_size == 1:
+            return values
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, values)
+        return [value for share in gathered for value in share]
 
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers (BatchNorm statistics), as each has gathered its own.
@@ -105,4 +198,4 @@ class DetectorRunner(BaseRunner):
         )
 
     def save_checkpoint(self, *_: object, **__: object) -> None:
-        raise NotImplementedError("checkpoints are written by dfvt.engine.resume")
+        raise NotImplementedError("checkpoints are written by dfvt.engine.states")

@@ -120,8 +120,3 @@ def test_one_process_evaluates_the_checkpoint_to_the_numbers_of_two(folder: Path
 
 def test_a_process_whose_images_have_no_objects_does_not_stop_the_training(folder: Path) -> None:
     assert (folder / "half_empty" / "checkpoint.pth").is_file()
-
-
-def test_another_number_of_processes_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="belongs to a training with another number of processes"):
-        train(load_config(folder / "config.py"), folder / "work", seed=6)

@@ -17,7 +17,7 @@ from mmcv import Config
 
 from dfvt.engine.callbacks import Callback, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
-from dfvt.engine.resume import write_atomically
+from dfvt.engine.states import write_atomically
 from dfvt.engine.train import TrainResult, train
 from dfvt.models.checkpoints import read_checkpoint
 

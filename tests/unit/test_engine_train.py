@@ -11,11 +11,13 @@ import pytest
 import torch
 from mmcv import Config
 
+from dfvt.engine.build import build_merged_optimizer, build_model
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
 from dfvt.engine.evaluate import evaluate_model
 from dfvt.engine.infer import load_detector
-from dfvt.engine.train import TrainResult, build_merged_optimizer, build_model, check_supported, train
+from dfvt.engine.support import check_supported
+from dfvt.engine.train import TrainResult, train
 from dfvt.models.checkpoints import read_checkpoint
 
 CPU = torch.device("cpu")
@@ -165,8 +167,8 @@ def test_weight_decay_spares_what_the_recipe_names(config: Config) -> None:
     ("options", "sentence"),
     [
         ({"workflow": [("train", 1), ("val", 1)]}, "workflow"),
-        ({"optimizer_config.update_interval": 2}, "optimizer_config.update_interval must be 1"),
-        ({"optimizer_config.cumulative_iters": 2}, "optimizer_config.cumulative_iters must be 1"),
+        ({"optimizer_config.update_interval": 0}, "update_interval must be 1 or more"),
+        ({"optimizer_config.cumulative_iters": 0}, "optimizer_config.cumulative_iters and"),
         ({"runner.type": "IterBasedRunner"}, "runner.type 'IterBasedRunner' is not supported"),
         ({"load_from": "weights.pth"}, "load_from is not supported"),
         ({"resume_from": "latest.pth"}, "resume_from is not supported"),
@@ -188,15 +190,6 @@ def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
     del config._cfg_dict["lr_config"]
     with pytest.raises(ValueError, match="config section 'lr_config' is missing"):
         check_supported(config)
-
-
-def test_a_training_that_diverges_stops_with_one_sentence(config: Config, tmp_path: Path) -> None:
-    config.optimizer.lr = 1e30
-    config.lr_config.warmup = None
-    recorder = Recorder()
-    with pytest.raises(ValueError, match=r"diverged.*iteration [23] at learning rate .*lower optimizer.lr"):
-        train(config, tmp_path, callbacks=[recorder])
-    assert not list(tmp_path.iterdir())
 
 
 def test_classes_that_the_annotations_lack_are_named(config: Config, tmp_path: Path) -> None:

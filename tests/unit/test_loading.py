@@ -13,14 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv import Config
 
-from dfvt.data.loading import (
-    EpochBatchSampler,
-    SampleKey,
-    SeededDataset,
-    build_test_loader,
-    build_train_loader,
-    seeded_augmentation,
-)
+from dfvt.data.loading import EpochBatchSampler, build_test_loader, build_train_loader
+from dfvt.data.samples import SampleKey, SeededDataset, seeded_augmentation
 from dfvt.engine.datasets import build_coco_dataset
 
 GROUPS = st.lists(st.integers(0, 1), min_size=1, max_size=40).map(np.array)
@@ -127,7 +121,7 @@ def test_a_sample_depends_on_its_key_only() -> None:
     first = dataset[SampleKey(2, 5)]
     np.random.random(3)
     assert dataset[SampleKey(2, 5)] == first
-    assert dataset[SampleKey(2, 6)]["drawn"] != first["drawn"]
+    assert dataset[SampleKey(2, 6)].data["drawn"] != first.data["drawn"]
 
 
 def test_workers_do_not_change_the_batches(config: Config) -> None:
@@ -136,11 +130,11 @@ def test_workers_do_not_change_the_batches(config: Config) -> None:
     for num_workers in (0, 2):
         sampler = EpochBatchSampler(dataset.flag, 2, seed=5)
         sampler.set_position(1)
-        epochs.append(list(build_train_loader(dataset, sampler, num_workers, pin_memory=False)))
+        epochs.append(list(build_train_loader(dataset, sampler, num_workers)))
     flips = set()
     for alone, helped in zip(*epochs, strict=True):
-        assert torch.equal(alone["img"].data[0], helped["img"].data[0])
-        for meta, other in zip(alone["img_metas"].data[0], helped["img_metas"].data[0], strict=True):
+        assert torch.equal(alone.inputs["img"], helped.inputs["img"])
+        for meta, other in zip(alone.inputs["img_metas"], helped.inputs["img_metas"], strict=True):
             assert (meta["filename"], meta["flip"]) == (other["filename"], other["flip"])
             flips.add(meta["flip"])
     assert flips == {True, False}, "the augmentation is at work"
@@ -151,8 +145,7 @@ def test_loading_draws_nothing_from_the_global_generator(config: Config, num_wor
     dataset = build_coco_dataset(config.data.val, test_mode=True)
     before = torch.get_rng_state()
     names = [
-        batch["img_metas"][0].data[0][0]["ori_filename"]
-        for batch in build_test_loader(dataset, [3, 1], num_workers)
+        batch["img_metas"][0][0]["ori_filename"] for batch in build_test_loader(dataset, [3, 1], num_workers)
     ]
     assert names == [dataset.data_infos[index]["filename"] for index in (3, 1)]
     assert torch.equal(torch.get_rng_state(), before)

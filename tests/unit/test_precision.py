@@ -11,10 +11,11 @@ from mmcv import Config, ConfigDict
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
-from dfvt.engine.compat import unpack_batch
+from dfvt.engine.build import build_model
+from dfvt.engine.compat import to_device
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.precision import Precision, precision_of, to_float32
-from dfvt.engine.train import build_model, seed_everything
+from dfvt.engine.train import seed_everything
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -97,9 +98,9 @@ def losses_of(config: Config, precision: Precision, seen: dict[str, set[torch.dt
     }.items():
         module.register_forward_hook(note(name))
     assert isinstance(head.bbox_roi_extractor, BaseRoIExtractor)
-    (batch, *_) = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=0), 0, pin_memory=False)
+    (batch, *_) = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=0), 0)
     with precision.autocast(CPU):
-        outputs = model.train_step(unpack_batch(batch, CPU), None)
+        outputs = model.train_step(to_device(batch.inputs, CPU), None)
     outputs["loss"].backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
     return outputs["log_vars"]

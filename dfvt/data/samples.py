@@ -1,0 +1,121 @@
+"""Training samples: the augmentation seeded by image, and images that cannot be read found out by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mmcv
+import numpy as np
+from mmcv.parallel import DataContainer, collate
+from torch.utils.data import Dataset
+
+
+class SampleKey(NamedTuple):
+    """What a training sample is made from: the image's index, and the seed of its augmentation."""
+
+    image: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """What the pipeline made, None if it could not; `unreadable` says for each image that failed why."""
+
+    data: Any
+    unreadable: list[str]
+
+
+class Batch(NamedTuple):
+    """Collated inputs of `train_step`; None if an image could not be read. `unreadable` as in `Sample`."""
+
+    inputs: dict[str, Any] | None
+    unreadable: list[str]
+
+
+@contextmanager
+def seeded_augmentation(seed: int) -> Iterator[None]:
+    """Runs the body with Python's and NumPy's global generators seeded; restores their states afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+class SeededDataset(Dataset):
+    """An mmdet training data set that is asked for `SampleKey`s.
+
+    Args:
+        dataset: mmdet's.
+        skip_unreadable: whether the next image of the same orientation takes the place of one that cannot be
+            read; without it the sample has no data.
+    """
+
+    def __init__(self, dataset: Any, *, skip_unreadable: bool = False) -> None:
+        self.dataset = dataset
+        self.skip_unreadable = skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        unreadable: list[str] = []
+        for index in self.candidates(key.image):
+            with seeded_augmentation(key.seed):
+                try:
+                    return Sample(self.dataset[index], unreadable)
+                except Exception:
+                    problem = reading_problem(self.dataset, index)
+                    if problem is None:  # not the image's fault
+                        raise
+                    unreadable.append(problem)
+        return Sample(None, unreadable)
+
+    def candidates(self, index: int) -> Iterator[int]:
+        """The image itself and, if others may take its place, those of its orientation that follow."""
+        yield index
+        if self.skip_unreadable:
+            flags = self.dataset.flag
+            others = np.roll(np.arange(len(flags)), -index)[1:]
+            yield from map(int, others[flags[others] == flags[index]])
+
+
+def reading_problem(dataset: Any, index: int) -> str | None:
+    """Why an mmdet data set's image cannot be read, None if it can (or is none of a file)."""
+    infos = getattr(dataset, "data_infos", None)
+    if infos is None:
+        return None
+    path = Path(dataset.img_prefix or "", infos[index]["filename"])
+    try:
+        image = mmcv.imread(str(path))
+    except Exception as error:  # whatever the decoder stumbles over
+        return f"image {path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error)}"
+    return f"image {path} cannot be decoded" if image is None else None
+
+
+def collate_samples(samples: list[Sample]) -> Batch:
+    """mmcv's batch without its containers, so that tensors can be pinned."""
+    unreadable = [problem for sample in samples for problem in sample.unreadable]
+    if any(sample.data is None for sample in samples):
+        return Batch(None, unreadable)
+    return Batch(
+        unpack(collate([sample.data for sample in samples], samples_per_gpu=len(samples))), unreadable
+    )
+
+
+def unpack(batch: Any) -> Any:
+    """A batch collated for one device without its `DataContainer`s."""
+    if isinstance(batch, DataContainer):
+        assert len(batch.data) == 1, "batches are collated for one device"
+        return batch.data[0] if batch.cpu_only else unpack(batch.data[0])
+    if isinstance(batch, dict):
+        return {key: unpack(value) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [unpack(value) for value in batch]
+    return batch

@@ -1,0 +1,67 @@
+"""Models and optimisers of a config, as a training has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv import Config, ConfigDict
+from mmcv.runner import build_optimizer, get_dist_info
+from mmdet.models import build_detector
+from torch import nn
+
+import dfvt.models  # noqa: F401
+from dfvt.engine.compat import DistributedDetector
+from dfvt.engine.config import arguments_of
+from dfvt.engine.precision import keep_interfaces_in_float32
+
+
+def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn.Module:
+    """The config's detector with initial weights on `device`.
+
+    `sync_batchnorm = True` of a config lets the processes share BatchNorm's statistics, and
+    `compile_backbone = True` (or arguments of `torch.compile`) compiles the backbone.
+
+    Raises:
+        ValueError: BatchNorm is to be shared on the CPU, where torch cannot.
+    """
+    with arguments_of("model"):
+        model = build_detector(cfg.model)
+    model.init_weights()
+    model.CLASSES = classes
+    keep_interfaces_in_float32(model)
+    if cfg.get("sync_batchnorm") and get_dist_info()[1] > 1:
+        if device.type == "cpu":
+            raise ValueError("sync_batchnorm needs GPUs: torch shares BatchNorm's statistics on them alone")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    compiled = cfg.get("compile_backbone")
+    if compiled:
+        model.backbone.compile(**(compiled if isinstance(compiled, dict) else {}))
+    return model.to(device)
+
+
+def distributed(model: nn.Module, cfg: Config, device: torch.device) -> nn.Module:
+    """The detector wrapped for gradients that processes average, if there are several."""
+    if get_dist_info()[1] == 1:
+        return model
+    return DistributedDetector(
+        model,
+        device_ids=[device.index or 0] if device.type == "cuda" else None,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+
+
+def build_merged_optimizer(model: nn.Module, cfg: ConfigDict) -> torch.optim.Optimizer:
+    """mmcv's optimiser of a config, with one parameter group for all parameters that share their settings.
+
+    mmcv makes a group of every parameter, which takes as many passes as there are parameters to update them.
+    """
+    with arguments_of("optimizer"):
+        optimizer = build_optimizer(model, cfg)
+    merged: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        settings = {name: group[name] for name in sorted(group) if name != "params"}
+        merged.setdefault(repr(settings), {**settings, "params": []})["params"] += group["params"]
+    optimizer.param_groups[:] = merged.values()
+    return optimizer

@@ -1,0 +1,40 @@
+"""What of mmdet's configs the engine does, and what it refuses."""
+
+from __future__ import annotations
+
+from mmcv import Config
+
+EPOCH_RUNNERS = ("EpochBasedRunner", "EpochBasedRunnerAmp")
+
+
+def check_supported(cfg: Config) -> None:
+    """Refuses what the loop does not do, before anything is built.
+
+    Raises:
+        ValueError: a section is missing, or asks for what is not supported.
+    """
+    for name in ("model", "data", "optimizer", "runner", "lr_config"):
+        if name not in cfg:
+            raise ValueError(f"config section {name!r} is missing")
+    if cfg.runner.get("type") not in EPOCH_RUNNERS:
+        raise ValueError(
+            f"runner.type {cfg.runner.get('type')!r} is not supported: use one of {', '.join(EPOCH_RUNNERS)}"
+        )
+    if [phase for phase, _ in cfg.get("workflow", [("train", 1)])] != ["train"]:
+        raise ValueError(
+            "workflow may hold one 'train' phase only: validation is set by `evaluation.interval`"
+        )
+    if num_accumulated_of(cfg) < 1:
+        raise ValueError("optimizer_config.cumulative_iters and update_interval must be 1 or more")
+    for name in ("load_from", "resume_from"):
+        if cfg.get(name):
+            raise ValueError(
+                f"{name} is not supported: a work_dir is resumed by itself, and model.pretrained names the "
+                "weights that a training starts from"
+            )
+
+
+def num_accumulated_of(cfg: Config) -> int:
+    """Iterations that make one update: mmcv's `cumulative_iters`, or the published `update_interval`."""
+    section = cfg.get("optimizer_config") or {}
+    return int(section.get("cumulative_iters", section.get("update_interval", 1)))

@@ -1,0 +1,184 @@
+"""What goes wrong in a training is said in one sentence, and left out if that was asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+from torch import Tensor
+
+from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.data.samples import SampleKey, SeededDataset
+from dfvt.engine.callbacks import Callback, StepRecord
+from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.failures import FailurePolicy, explained_failures, explained_loading, failure_policy_of
+from dfvt.engine.runner import DetectorRunner
+from dfvt.engine.train import train
+
+
+class Warnings(Callback):
+    """Keeps warnings, and the iterations that were recorded."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+
+    def on_warning(self, message: str) -> None:
+        self.messages.append(message)
+
+    def on_step(self, record: StepRecord) -> None:
+        self.steps.append(record.step)
+
+
+def break_losses(monkeypatch: pytest.MonkeyPatch, iterations: set[int]) -> None:
+    """Makes the loss of these iterations, counted from 1, NaN."""
+    gather = DetectorRunner.gather_gradients
+
+    def gather_broken(runner: DetectorRunner, parts: list[dict[str, Any]]) -> Any:
+        if runner.iter + 1 in iterations:
+            for part in parts:
+                part["img"] = torch.full_like(part["img"], float("nan"))
+        return gather(runner, parts)
+
+    monkeypatch.setattr(DetectorRunner, "gather_gradients", gather_broken)
+
+
+def spoiled(image: Path, content: bytes) -> Path:
+    """The image's file with other content."""
+    image.write_bytes(content)
+    return image
+
+
+def copied_images(config: Config, folder: Path) -> list[Path]:
+    """Makes the config train on copies of its images, which are returned."""
+    folder.mkdir()
+    for path in sorted(Path(config.data.train.img_prefix).iterdir()):
+        (folder / path.name).write_bytes(path.read_bytes())
+    config.data.train.img_prefix = str(folder)
+    return sorted(folder.iterdir())
+
+
+def test_a_training_that_diverges_stops_with_one_sentence(config: Config, tmp_path: Path) -> None:
+    config.optimizer.lr = 1e30
+    config.lr_config.warmup = None
+    config.failures = {"nonfinite_losses": 2}
+    with pytest.raises(ValueError, match=r"diverged.*2 times in a row in iteration [34] at .*lower") as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_told_with_its_images(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {3, 6})
+    config.failures = {"nonfinite_losses": 2}
+    config.log_config.interval = 1
+    listener = Warnings()
+    train(config, tmp_path, callbacks=[listener])
+    assert listener.steps == [1, 2, 4, 5, 7, 8]
+    first, second = listener.messages
+    assert "iteration 3 at learning rate 0.000" in first
+    assert "loss nan" in first
+    assert first.count(".jpg") == 2
+    assert "iteration 6" in second
+
+
+def test_a_row_of_them_as_long_as_allowed_ends_the_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {2, 4, 5, 6})
+    config.failures = {"nonfinite_losses": 3}
+    with pytest.raises(ValueError, match="3 times in a row in iteration 6"):
+        train(config, tmp_path)
+
+
+def test_the_policy_is_checked() -> None:
+    assert failure_policy_of(Config({})) == FailurePolicy(10, "stop")
+    assert failure_policy_of(Config({"failures": {"nonfinite_losses": None}})).nonfinite_losses is None
+    for section, message in (
+        ({"nonfinite_losses": 0}, "from 1"),
+        ({"unreadable_images": "ignore"}, "'stop' or 'skip'"),
+        ({"typo": 1}, "alone"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            failure_policy_of(Config({"failures": section}))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
+def test_an_unreadable_image_is_named(
+    config: Config, tmp_path: Path, content: bytes, num_workers: int
+) -> None:
+    image = spoiled(copied_images(config, tmp_path / "images")[2], content)
+    config.data.workers_per_gpu = num_workers
+    with pytest.raises(ValueError, match=rf"^image .*{image.name} cannot be .*unreadable_images='skip'$"):
+        train(config, tmp_path / "work")
+
+
+def test_an_unreadable_image_is_replaced_and_told_if_that_is_asked_for(
+    config: Config, tmp_path: Path
+) -> None:
+    image = spoiled(copied_images(config, tmp_path / "images")[2], b"no image")
+    config.failures = {"unreadable_images": "skip"}
+    listener = Warnings()
+    train(config, tmp_path / "work", callbacks=[listener])
+    assert len(listener.messages) == config.runner.max_epochs
+    assert all(image.name in message for message in listener.messages)
+
+
+def test_the_replacement_has_the_same_orientation(config: Config, tmp_path: Path) -> None:
+    image = spoiled(copied_images(config, tmp_path / "images")[0], b"")
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    index = [info["filename"] for info in dataset.data_infos].index(image.name)
+    dataset.flag = np.array([i % 2 for i in range(len(dataset))])
+    sample = SeededDataset(dataset, skip_unreadable=True)[SampleKey(index, 1)]
+    (problem,) = sample.unreadable
+    assert image.name in problem
+    name = sample.data["img_metas"].data["ori_filename"]
+    replacement = [info["filename"] for info in dataset.data_infos].index(name)
+    assert dataset.flag[replacement] == dataset.flag[index]
+
+
+def test_a_mistake_of_the_pipeline_is_not_blamed_on_the_image(config: Config) -> None:
+    config.data.train.pipeline[-1]["keys"] = ["no_such_key"]
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    with pytest.raises(KeyError, match="no_such_key"):
+        SeededDataset(dataset, skip_unreadable=True)[SampleKey(0, 1)]
+
+
+class Killer(torch.utils.data.Dataset):
+    """Kills the process that asks it."""
+
+    flag = np.zeros(4, int)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, _: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_that_dies_is_one_sentence() -> None:
+    loader = build_train_loader(Killer(), EpochBatchSampler(Killer.flag, 2, seed=0), 1)
+    with (
+        pytest.raises(RuntimeError, match=r"a loader process died .*lower data.workers_per_gpu$"),
+        explained_loading(),
+    ):
+        next(iter(loader))
+
+
+def test_an_exhausted_gpu_is_one_sentence_with_the_shape() -> None:
+    def exhaust() -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    images = torch.empty(4, 3, 800, 1344, device="meta")
+    sentence = r"images of 4×3×800×1344: lower data.samples_per_gpu"
+    with pytest.raises(RuntimeError, match=sentence), explained_failures(images):
+        exhaust()
