@@ -1,0 +1,128 @@
+"""DFvT-T with stock heads learns 64 real images by heart: losses, targets, precision and evaluation agree.
+
+Usage: python benchmarks/overfit.py COCO128 WORK_DIR [NUM_IMAGES NUM_EPOCHS BATCH_SIZE [JSON]].
+`COCO128` holds `annotations/instances_train2017.json` and `train2017/`; a GPU is used when there is one. JSON
+are more options of the config.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
+from dfvt.engine.config import load_config
+from dfvt.engine.console import quiet_libraries
+from dfvt.engine.curves import CurveFiles
+from dfvt.engine.evaluate import evaluate_model
+from dfvt.engine.infer import choose_device, load_detector
+from dfvt.engine.progress import Progress
+from dfvt.engine.train import train
+
+CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
+IMG_SCALE = (832, 640)
+
+
+class Table(Callback):
+    """Prints the validations as rows."""
+
+    def on_start(self, start: TrainingStart) -> None:
+        self.started = time.perf_counter()
+        print("| iterations | seconds | bbox_mAP | segm_mAP |\n| ---: | ---: | ---: | ---: |")
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        numbers = [f"{record.metrics[name]:.3f}" for name in ("bbox_mAP", "segm_mAP")]
+        seconds = time.perf_counter() - self.started
+        print(f"| {record.step} | {seconds:.0f} | {' | '.join(numbers)} |", flush=True)
+
+
+def first_images(annotations: Path, num_images: int, out: Path) -> Path:
+    """The annotations of the first images that have objects."""
+    content = json.loads(annotations.read_text())
+    with_objects = {item["image_id"] for item in content["annotations"] if not item["iscrowd"]}
+    content["images"] = [image for image in content["images"] if image["id"] in with_objects][:num_images]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content))
+    return out
+
+
+def pipelines() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """For training and testing, without augmentation."""
+    norm = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
+    load, resize = {"type": "LoadImageFromFile"}, {"type": "Resize", "keep_ratio": True}
+    flip, pad = {"type": "RandomFlip", "flip_ratio": 0.0}, {"type": "Pad", "size_divisor": 32}
+    normalize = {"type": "Normalize", **norm}
+    train = [
+        load,
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+        {**resize, "img_scale": IMG_SCALE},
+        *(flip, normalize, pad, {"type": "DefaultFormatBundle"}),
+        {"type": "Collect", "keys": ["img", "gt_bboxes", "gt_labels", "gt_masks"]},
+    ]
+    tail = [{"type": "ImageToTensor", "keys": ["img"]}, {"type": "Collect", "keys": ["img"]}]
+    transforms = [resize, flip, normalize, pad, *tail]
+    test = [
+        load,
+        {"type": "MultiScaleFlipAug", "img_scale": IMG_SCALE, "flip": False, "transforms": transforms},
+    ]
+    return train, test
+
+
+def main() -> None:
+    quiet_libraries()
+    coco, work_dir = Path(sys.argv[1]), Path(sys.argv[2])
+    num_images, num_epochs, batch_size = map(int, sys.argv[3:6] if len(sys.argv) > 3 else (64, 165, 8))
+    options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
+    device = choose_device("auto")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(
+        f"{name}, torch {torch.__version__}: {num_images} images, batch {batch_size}, {num_epochs} epochs\n"
+    )
+    ann_file = first_images(
+        coco / "annotations/instances_train2017.json", num_images, work_dir / "annotations.json"
+    )
+    cfg = load_config(CONFIG)
+    for split, pipeline in zip(("train", "val", "test"), (lambda a, b: (a, b, b))(*pipelines()), strict=True):
+        cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
+    schedule = {"policy": "FlatCosineAnnealing", "start_percent": 0.7, "min_lr": 0.0, "by_epoch": False}
+    cfg.merge_from_dict(
+        {
+            "data.samples_per_gpu": batch_size,
+            "data.workers_per_gpu": 8,
+            "model.backbone.drop_path_rate": 0.0,
+            "optimizer.lr": 2e-4,
+            "optimizer_config.grad_clip": {"_delete_": True, "max_norm": 10.0},
+            "lr_config": {
+                "_delete_": True,
+                **schedule,
+                "warmup": "linear",
+                "warmup_iters": 100,
+                "warmup_ratio": 0.01,
+            },
+            "runner.max_epochs": num_epochs,
+            "evaluation.interval": 40,
+            "checkpoint_config.interval": 40,
+            "log_config.interval": 8,
+            **options,
+        }
+    )
+    started = time.perf_counter()
+    result = train(
+        cfg, work_dir, device=device, callbacks=[CurveFiles(work_dir), Progress("overfit"), Table()]
+    )
+    print(f"\n{result.step} iterations and all validations: {time.perf_counter() - started:.0f} s")
+    model, dataset = load_detector(cfg, result.checkpoint, device)
+    evaluation = evaluate_model(model, dataset, device, num_workers=8)
+    assert evaluation is not None
+    print("the checkpoint, evaluated again:", {k: evaluation.metrics[k] for k in ("bbox_mAP", "segm_mAP")})
+
+
+if __name__ == "__main__":
+    main()
