@@ -175,7 +175,7 @@ def _state_to_resume(resume: Path | bool, work_dir: Path) -> Path | None:
     path = work_dir if resume is True else Path(resume)
     if path.is_file():
         return path
-    found = read_newest(path)
+    found = read_newest(path, lambda damage: print(f"dfvt: {damage}", file=sys.stderr))
     if found is None:
         raise FileNotFoundError(f"there is no training to resume: {path / STATE_FILE} does not exist")
     return found[0]

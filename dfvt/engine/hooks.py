@@ -132,6 +132,7 @@ class BestCheckpoint(Hook):
 class Checkpoints(Hook):
     """Writes the resumable state every `interval` epochs or iterations (0: never), and after the last one.
 
+    With iterations it is written after each epoch too: its validation need not be repeated.
     That of the last one lets a training that is started again find that nothing is left to do. When a stop is
     asked for in any process, the iteration is finished, the state written and the training left.
     """
@@ -163,7 +164,7 @@ class Checkpoints(Hook):
 
     def after_train_epoch(self, runner: DetectorRunner) -> None:
         last = runner.epoch + 1 == runner.max_epochs
-        due = self.by_epoch and self.interval and self.every_n_epochs(runner, self.interval)
+        due = self.interval and (not self.by_epoch or self.every_n_epochs(runner, self.interval))
         stop = self.stop_agreed(runner)
         if (last and self.interval) or due or stop:
             self.save(runner, runner.iter, num_epochs=runner.epoch + 1)

@@ -35,7 +35,8 @@ def launch(
         stop_asked: when it is true in this process, the others get SIGTERM, once.
 
     Raises:
-        ValueError, FileNotFoundError: raised by the function in any process, which ends the others.
+        ValueError, FileNotFoundError, RuntimeError: raised by the function in any process, which ends the
+            others; RuntimeError also when a process was killed.
     """
     if dist.is_torchelastic_launched():
         return _in_torchrun(function, devices, arguments)
@@ -45,23 +46,39 @@ def launch(
     outbox = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{Path(folder, 'rendezvous')}"
+        processes = mp.spawn(
+            _work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices), join=False
+        )
+        told = False
         try:
-            processes = mp.spawn(
-                _work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices), join=False
-            )
-            told = False
             while not processes.join(timeout=0.5):
                 if stop_asked() and not told:
                     told = True
                     for pid in processes.pids():
                         os.kill(pid, signal.SIGTERM)
-        except (mp.ProcessExitedException, mp.ProcessRaisedException):
-            # The others complain that one left: what it said before is the reason.
-            refusal = None if outbox.empty() else outbox.get()
-            if isinstance(refusal, Exception):
-                raise refusal from None
-            raise
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+            said = []
+            while not outbox.empty():
+                said.append(outbox.get())
+            raise _reason(said, [process.exitcode for process in processes.processes]) or error from None
     return outbox.get()
+
+
+def _reason(said: list[Any], exit_codes: list[int | None]) -> Exception | None:
+    """Why processes ended, None if it is not known; `said` is what they had to say.
+
+    When one refuses or is killed the others complain that it left, and are ended by SIGTERM.
+    """
+    for error in said:
+        if isinstance(error, ValueError | FileNotFoundError):
+            return error
+    for rank, code in enumerate(exit_codes):
+        if code is not None and code < 0 and code != -signal.SIGTERM:
+            return RuntimeError(
+                f"process {rank} of {len(exit_codes)} was killed by {signal.Signals(-code).name}, the others "
+                "stopped: see whether memory ran out; the same command goes on from the last state"
+            )
+    return next((error for error in said if isinstance(error, RuntimeError)), None)
 
 
 def _work(
@@ -80,6 +97,9 @@ def _work(
     except (ValueError, FileNotFoundError) as error:
         outbox.put(error)
         sys.exit(2)
+    except RuntimeError as error:
+        outbox.put(RuntimeError(str(error)))  # torch's own may not survive the way
+        raise
     if rank == 0:
         outbox.put(result)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -54,8 +53,8 @@ def state_paths(folder: Path, keep: int) -> list[Path]:
     return [folder / STATE_FILE, *(folder / f"{stem}-{age}.{suffix}" for age in range(1, keep))]
 
 
-def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest state in a folder that can be read, None if there is none; a damaged one is warned of.
+def read_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state in a folder that can be read, None if there is none; `warn` hears of a damaged one.
 
     Raises:
         ValueError: all are damaged.
@@ -72,7 +71,7 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             damage = damage or error
             continue
         if damage:
-            warnings.warn(f"{damage}; the training goes on from {path.name}", stacklevel=2)
+            warn(f"{damage}; the training goes on from {path.name}")
         return path, content
     if damage:
         raise damage

@@ -99,6 +99,11 @@ def train(
     device = torch.device(device)
     rank, world_size = get_dist_info()
     callbacks = callbacks if rank == 0 else ()
+
+    def warn(message: str) -> None:
+        for callback in callbacks:
+            callback.on_warning(message)
+
     check_supported(cfg)
     policy, precision = failure_policy_of(cfg), precision_of(cfg, device)
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
@@ -110,7 +115,7 @@ def train(
     if not len(dataset):
         raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
     identity = training_identity(cfg, seed=seed, num_images=len(dataset))
-    found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir)
+    found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir, warn)
     if found:
         require_same_training(found[1], identity, found[0])
     plan = plan_batches(cfg, world_size, found[1] if found else None)
@@ -126,10 +131,6 @@ def train(
     average = build_average(cfg, model)
     model = distributed(model, cfg, device)
     seed_everything(seed + rank)  # from here on processes draw their own samples
-
-    def warn(message: str) -> None:
-        for callback in callbacks:
-            callback.on_warning(message)
 
     runner = DetectorRunner(
         model,
