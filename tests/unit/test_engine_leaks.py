@@ -1,0 +1,63 @@
+"""A long training takes no more memory and no more file handles than a short one."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from pathlib import Path
+
+import psutil
+from mmcv import Config
+
+from dfvt.engine.callbacks import Callback, StepRecord
+from dfvt.engine.train import train
+
+NUM_STEPS, SETTLED = 200, 80
+
+
+class Footprint(Callback):
+    """Python's memory, the process's open files and threads after iterations."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, int, int, int]] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        gc.collect()
+        process = psutil.Process()
+        self.rows.append(
+            (
+                record.step,
+                tracemalloc.get_traced_memory()[0],
+                process.memory_info().rss,
+                process.num_fds(),
+                process.num_threads(),
+            )
+        )
+
+
+def test_200_iterations_leak_nothing(config: Config, tmp_path: Path) -> None:
+    config.merge_from_dict(
+        {
+            "runner.max_epochs": NUM_STEPS // 4,
+            "log_config.interval": 4,
+            "evaluation.interval": 0,
+            "checkpoint_config": {"interval": 7, "by_epoch": False},
+        }
+    )
+    footprint = Footprint()
+    tracemalloc.start()
+    try:
+        train(config, tmp_path, callbacks=[footprint])
+    finally:
+        tracemalloc.stop()
+    settled = [row for row in footprint.rows if row[0] >= SETTLED]
+    assert settled[-1][0] == NUM_STEPS
+    half = len(settled) // 2
+    first, second = settled[:half], settled[half:]
+    traced, resident = (
+        min(row[column] for row in second) - max(row[column] for row in first) for column in (1, 2)
+    )
+    assert traced < 100_000, footprint.rows
+    assert resident < 10_000_000, footprint.rows
+    assert max(row[3] for row in second) <= max(row[3] for row in first), footprint.rows
+    assert max(row[4] for row in second) <= max(row[4] for row in first), footprint.rows
