@@ -219,6 +219,8 @@ def _test(options: Namespace) -> None:
     if not set(chosen) <= set(kinds):
         raise ValueError(f"config {options.config} has no mask head: choose --eval bbox")
     out = options.out or (options.work_dir and options.work_dir / f"{options.config.stem}.json")
+    if out and out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the images
     evaluation = launch(_test_in_process, choose_devices(options.gpus), cfg, options.checkpoint)

@@ -13,10 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmcv.parallel import collate
 from torch.utils.data import DataLoader, Sampler
 
-from dfvt.data.samples import SampleKey, SeededDataset, collate_samples, unpack
+from dfvt.data.samples import SampleKey, SeededDataset, TestImages, collate_samples
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
@@ -124,17 +123,12 @@ def build_train_loader(
 
 
 def build_test_loader(dataset: Any, indices: Sequence[int], num_workers: int) -> DataLoader:
-    """Loader of single test images of an mmdet data set, those of `indices` in their order."""
+    """Loader of `Batch`es of one test image of an mmdet data set each, those of `indices` in their order."""
     return DataLoader(
-        torch.utils.data.Subset(dataset, indices),
+        TestImages(dataset, indices),
         batch_size=1,
         num_workers=num_workers,
-        collate_fn=collate_test_image,
+        collate_fn=collate_samples,
         worker_init_fn=limit_threads,
         generator=own_generator(),
     )
-
-
-def collate_test_image(samples: list[Any]) -> Any:
-    """The inputs of a detector's forward pass in a test, without mmcv's containers."""
-    return unpack(collate(samples, samples_per_gpu=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +84,29 @@ class SeededDataset(Dataset):
             flags = self.dataset.flag
             others = np.roll(np.arange(len(flags)), -index)[1:]
             yield from map(int, others[flags[others] == flags[index]])
+
+
+class TestImages(Dataset):
+    """The images of `indices` of an mmdet test data set, in their order, as `Sample`s."""
+
+    __test__ = False  # pytest takes it for a test
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Sample:
+        index = self.indices[place]
+        try:
+            return Sample(self.dataset[index], [])
+        except Exception:
+            problem = reading_problem(self.dataset, index)
+            if problem is None:
+                raise
+            return Sample(None, [problem])
 
 
 def reading_problem(dataset: Any, index: int) -> str | None:

@@ -26,10 +26,10 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         ValueError: it is not a valid config, or an option's key is one that nothing reads.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config {path} does not exist")
+        raise FileNotFoundError(f"config {path} {'is no file' if Path(path).exists() else 'does not exist'}")
     try:
         cfg = Config.fromfile(str(path), import_custom_modules=False)
-    except (SyntaxError, KeyError, TypeError, NameError, ImportError, FileNotFoundError) as error:
+    except (SyntaxError, KeyError, TypeError, NameError, ImportError, OSError) as error:
         _close_temporary_files(error)
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"config {path} needs a file that does not exist: {error}") from error
@@ -57,7 +57,7 @@ def arguments_of(section: str) -> Iterator[None]:
         if missing is None:
             raise
         raise FileNotFoundError(f"{missing[1]} does not exist, which the config's {section} names") from error
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise ValueError(f"the config's {section} cannot be built: {reason}") from error
 
@@ -127,6 +127,8 @@ def input_shape_of(cfg: Config) -> tuple[int, int]:
     Raises:
         ValueError: the test pipeline has no `MultiScaleFlipAug` with one `img_scale`.
     """
+    if "data" not in cfg:
+        raise ValueError("the config has no section data that says how large images are: give --shape H W")
     steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
     if len(steps) != 1 or not isinstance(steps[0].img_scale, tuple):
         raise ValueError("the config's test pipeline must have one MultiScaleFlipAug with one img_scale")

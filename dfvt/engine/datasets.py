@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from json import JSONDecodeError
 from typing import Any
 
 from mmcv import ConfigDict
@@ -19,10 +21,16 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
     `classes`: two files of one data set could give the same label to different classes.
 
     Raises:
-        ValueError: the annotation file lacks a class.
+        ValueError: the annotation file is damaged or lacks a class.
     """
-    with without_chatter():
-        dataset = build_dataset(cfg, {"test_mode": test_mode})
+    try:
+        with without_chatter():
+            dataset = build_dataset(cfg, {"test_mode": test_mode})
+    except TypeError as error:
+        damage = error.__context__  # mmcv makes another error of it, and fails to
+        if isinstance(damage, JSONDecodeError):
+            raise ValueError(f"annotations {cfg.get('ann_file')} are not valid JSON: {damage}") from damage
+        raise
     if isinstance(dataset, CocoDataset):
         ids = {category["name"]: category["id"] for category in dataset.coco.dataset["categories"]}
         missing = [name for name in dataset.CLASSES if name not in ids]
@@ -36,6 +44,25 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
         if not test_mode:
             share_annotations(dataset)
     return dataset
+
+
+def require_num_classes(model: ConfigDict, classes: Sequence[str], section: str) -> None:
+    """Compares the classes of a detector's heads with those of a data set.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    heads = model.get("roi_head") or {}
+    for name in ("bbox_head", "mask_head"):
+        head = heads.get(name)
+        for part in head if isinstance(head, list) else [head]:
+            number = (part or {}).get("num_classes", len(classes))
+            if number != len(classes):
+                some = ", ".join([*classes[:3], *["…"] * (len(classes) > 3)])
+                raise ValueError(
+                    f"model.roi_head.{name}.num_classes is {number}, and {section} has {len(classes)} classes "
+                    f"({some}): make them agree"
+                )
 
 
 def share_annotations(dataset: CocoDataset) -> None:

@@ -74,6 +74,9 @@ def predict(
 
     Returns them in the data set's order in the first process, None in the others. `progress(done, total)` is
     called in the first process for its own share. Every process needs the same weights and buffers.
+
+    Raises:
+        ValueError: an image cannot be read.
     """
     rank, world_size = get_dist_info()
     if is_module_wrapper(model):
@@ -83,7 +86,9 @@ def predict(
     indices = range(rank, len(dataset), world_size)
     results: list[Any] = []
     for batch in build_test_loader(dataset, indices, num_workers):
-        (result,) = model(return_loss=False, rescale=True, **to_device(batch, device))
+        if batch.inputs is None:
+            raise ValueError(batch.unreadable[0])
+        (result,) = model(return_loss=False, rescale=True, **to_device(batch.inputs, device))
         if isinstance(result, tuple):
             boxes, masks = result
             result = (boxes, encode_mask_results(masks))

@@ -12,7 +12,7 @@ from mmdet.models import build_detector
 
 import dfvt.models  # noqa: F401
 from dfvt.engine.config import arguments_of
-from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.models.checkpoints import load_weights
 
 
@@ -65,5 +65,6 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
     load_weights(model, checkpoint)
     with arguments_of("data.test"):
         dataset = build_coco_dataset(cfg.data.test, test_mode=True)
+    require_num_classes(cfg.model, dataset.CLASSES, "data.test")
     model.CLASSES = dataset.CLASSES
     return model.to(device), dataset

@@ -28,15 +28,21 @@ IDENTITY_KEYS = (
     "ema",
     "sync_batchnorm",
 )
+# What a learning rate that depends on the past alone has done does not change with the number of epochs.
+LENGTHENED_POLICIES = ("fixed", "step", "exp", "inv")
 PATH_KEYS = ("ann_file", "img_prefix", "data_root", "seg_prefix", "proposal_file")
 
 
 def training_identity(cfg: Config, *, seed: int, num_images: int) -> dict[str, str]:
     """What an interrupted training must share with the one that goes on from its state, by name."""
     model = {key: value for key, value in cfg.model.items() if key != "pretrained"}
+    runner = dict(cfg.runner)
+    if cfg.lr_config.get("policy") in LENGTHENED_POLICIES:
+        runner.pop("max_epochs")
     dataset = {key: value for key, value in cfg.data.train.items() if key not in PATH_KEYS}
     parts: dict[str, Any] = {key: cfg.get(key) for key in IDENTITY_KEYS} | {
         "model": model,
+        "runner": runner,
         "data.train": dataset,
         "data.samples_per_gpu": cfg.data.samples_per_gpu,
         "custom_hooks": cfg.get("custom_hooks") or [],
@@ -141,7 +147,7 @@ def require_same_training(content: dict[str, Any], identity: dict[str, str], pat
     """
     if "identity" not in content:
         raise ValueError(
-            f"checkpoint {path} is not the state of a training: remove it or choose another work_dir"
+            f"checkpoint {path} is not the state of a training: name a latest.pth, or another work_dir"
         )
     names = {**content["identity"], **identity}
     other = [name for name in names if content["identity"].get(name) != identity.get(name)]

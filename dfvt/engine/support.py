@@ -24,6 +24,16 @@ def check_supported(cfg: Config) -> None:
         raise ValueError(
             "workflow may hold one 'train' phase only: validation is set by `evaluation.interval`"
         )
+    for name, value, least in (
+        ("runner.max_epochs", cfg.runner.get("max_epochs"), 1),
+        ("data.samples_per_gpu", cfg.data.get("samples_per_gpu"), 1),
+        ("data.workers_per_gpu", cfg.data.get("workers_per_gpu"), 0),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} {value!r} must be a number from {least}")
+    lr = cfg.optimizer.get("lr", 1.0)
+    if not isinstance(lr, int | float):
+        raise ValueError(f"optimizer.lr {lr!r} must be a number")
     if num_accumulated_of(cfg) < 1:
         raise ValueError("optimizer_config.cumulative_iters and update_interval must be 1 or more")
     for name in ("load_from", "resume_from"):

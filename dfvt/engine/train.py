@@ -23,7 +23,7 @@ from dfvt.engine.batches import plan_batches
 from dfvt.engine.build import build_merged_optimizer, build_model, distributed
 from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.config import arguments_of
-from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.precision import precision_of
@@ -112,6 +112,7 @@ def train(
     seed_everything(seed)
     with arguments_of("data.train"):
         dataset = build_coco_dataset(cfg.data.train, test_mode=False)
+    require_num_classes(cfg.model, dataset.CLASSES, "data.train")
     if not len(dataset):
         raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
     identity = training_identity(cfg, seed=seed, num_images=len(dataset))
@@ -211,7 +212,8 @@ def register_hooks(
     stop_asked: Callable[[], bool],
 ) -> None:
     """Registers schedules, optimiser, evaluation, checkpoints, records and the config's own hooks."""
-    runner.register_lr_hook(cfg.lr_config)
+    with arguments_of("lr_config"):
+        runner.register_lr_hook(cfg.lr_config)
     runner.register_momentum_hook(cfg.get("momentum_config"))
     optimizer_config, evaluation = cfg.get("optimizer_config") or {}, cfg.get("evaluation") or {}
     checkpoint_config = cfg.get("checkpoint_config") or {}

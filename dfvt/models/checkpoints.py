@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"checkpoint {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         with torch.serialization.safe_globals(SAFE_TYPES):
             content = torch.load(path, map_location=map_location, weights_only=True)

@@ -44,6 +44,10 @@ def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
         (["profile", "absent.py"], "config absent.py does not exist"),
         (["test", CONFIG, "absent.pth", "--gpus", "0"], "checkpoint absent.pth does not exist"),
         (["profile", CONFIG, "--cfg-options", "data.train.pipeline.x=1"], "do not fit"),
+        (["profile", str(ROOT)], f"config {ROOT} is no file"),
+        (["profile", __file__.replace("test_cli.py", "../reference/backbone_golden.npz")], "cannot be read"),
+        (["profile", str(ROOT / "configs/_base_/models/mask_rcnn_DFvT_fpn.py")], "give --shape H W"),
+        (["test", CONFIG, "some.pth", "--gpus", "0", "--out", str(ROOT)], "is a folder: name a file in it"),
         (["test", CONFIG, __file__, "--gpus", "0"], "is not a PyTorch checkpoint"),
         (["test", CONFIG, "some.pth", "--gpus", "99"], "--gpus 99 cannot be: torch sees"),
         (

@@ -116,6 +116,22 @@ def test_the_rate_follows_the_schedule(uninterrupted: TrainResult) -> None:
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3 * share for share in expected], rel=1e-4)
 
 
+def test_a_training_can_be_made_longer(config: Config, uninterrupted: TrainResult, tmp_path: Path) -> None:
+    config.runner.max_epochs = 2
+    train(config, tmp_path, seed=4)
+    config.runner.max_epochs = 3
+    starts = Starts()
+    result = train(config, tmp_path, seed=4, callbacks=[starts])
+    assert starts.starts[0].step == 8
+    assert_same_outcome(result, uninterrupted)
+    config.lr_config = {"policy": "CosineAnnealing", "min_lr": 0.0}
+    config.runner.max_epochs = 1
+    train(config, tmp_path / "cosine", seed=4)
+    config.runner.max_epochs = 2
+    with pytest.raises(ValueError, match="belongs to a training with another runner"):
+        train(config, tmp_path / "cosine", seed=4)
+
+
 def test_a_finished_training_is_not_run_again(
     config: Config, uninterrupted: TrainResult, tmp_path: Path
 ) -> None:

@@ -145,7 +145,8 @@ def test_loading_draws_nothing_from_the_global_generator(config: Config, num_wor
     dataset = build_coco_dataset(config.data.val, test_mode=True)
     before = torch.get_rng_state()
     names = [
-        batch["img_metas"][0][0]["ori_filename"] for batch in build_test_loader(dataset, [3, 1], num_workers)
+        batch.inputs["img_metas"][0][0]["ori_filename"]
+        for batch in build_test_loader(dataset, [3, 1], num_workers)
     ]
     assert names == [dataset.data_infos[index]["filename"] for index in (3, 1)]
     assert torch.equal(torch.get_rng_state(), before)

@@ -139,15 +139,48 @@ def test_another_detector_of_mmdet_trains(checkout: Path, monkeypatch: pytest.Mo
     assert Path("resnet/checkpoint.pth").is_file()
 
 
-def test_a_learning_rate_that_is_no_number_is_one_sentence(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr 'abc' must be a number"),
+        ("runner.max_epochs=-1", "runner.max_epochs -1 must be a number from 1"),
+        ("data.samples_per_gpu=0", "data.samples_per_gpu 0 must be a number from 1"),
+        ("lr_config.policy=foo", "the config's lr_config cannot be built: FooLrUpdaterHook"),
+        ("model.roi_head.mask_head.num_classes=3", "num_classes is 3, and data.train has 80 classes (person"),
+        ("data.train.ann_file=list.json", "the config's data.train cannot be built: CocoDataset: annotation"),
+        ("data.train.ann_file=damaged.json", "annotations damaged.json are not valid JSON: Expecting"),
+        ("optimizer.betas=1", "the config's optimizer cannot be built"),
+    ],
+)
+def test_a_mistake_in_a_training_is_one_sentence(
+    checkout: Path,
+    option: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(checkout)
+    Path("list.json").write_text("[]")
+    Path("damaged.json").write_text('{"images": ')
     arguments = ["configs/DFvT/published.py", "--gpus", "0", "--work-dir", "nothing"]
-    assert main(["train", *arguments, "--cfg-options", *SHORT, "optimizer.lr=abc"]) == 2
+    assert main(["train", *arguments, "--cfg-options", *SHORT, option]) == 2
     said = capsys.readouterr().err.strip()
-    assert "the config's optimizer cannot be built" in said
+    assert sentence in said
     assert "\n" not in said
+
+
+def test_an_image_that_cannot_be_read_in_a_test_is_named(
+    trained: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkout)
+    shutil.copytree("data/coco/val2017", "spoiled")
+    image = next(Path("spoiled").iterdir())
+    image.write_bytes(b"no image")
+    for number_of_workers in (0, 1):
+        options = ["data.test.img_prefix=spoiled/", f"data.workers_per_gpu={number_of_workers}"]
+        arguments = ["configs/DFvT/published.py", str(trained), "--gpus", "0", "--cfg-options", *options]
+        assert main(["test", *arguments]) == 2
+        assert f"image {image} cannot be" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_variant_is_named(
