@@ -60,7 +60,7 @@ def require_num_classes(model: ConfigDict, classes: Sequence[str], section: str)
             if number != len(classes):
                 some = ", ".join([*classes[:3], *["…"] * (len(classes) > 3)])
                 raise ValueError(
-                    f"model.roi_head.{name}.num_classes is {number}, and {section} has {len(classes)} classes "
+                    f"model.roi_head.{name}.num_classes is {number}, {section} has {len(classes)} classes "
                     f"({some}): make them agree"
                 )
 

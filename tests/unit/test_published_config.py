@@ -146,7 +146,7 @@ def test_another_detector_of_mmdet_trains(checkout: Path, monkeypatch: pytest.Mo
         ("runner.max_epochs=-1", "runner.max_epochs -1 must be a number from 1"),
         ("data.samples_per_gpu=0", "data.samples_per_gpu 0 must be a number from 1"),
         ("lr_config.policy=foo", "the config's lr_config cannot be built: FooLrUpdaterHook"),
-        ("model.roi_head.mask_head.num_classes=3", "num_classes is 3, and data.train has 80 classes (person"),
+        ("model.roi_head.mask_head.num_classes=3", "num_classes is 3, data.train has 80 classes (person"),
         ("data.train.ann_file=list.json", "the config's data.train cannot be built: CocoDataset: annotation"),
         ("data.train.ann_file=damaged.json", "annotations damaged.json are not valid JSON: Expecting"),
         ("optimizer.betas=1", "the config's optimizer cannot be built"),
