@@ -21,6 +21,8 @@ from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
 
+STOP_SECONDS = 20.0  # of the half minute that machines which are taken away usually grant
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -52,12 +54,14 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     Raises:
         ValueError: the input is at fault, or the cluster cannot hold the workers.
         RuntimeError: the training failed.
+        KeyboardInterrupt, SystemExit: it was interrupted; the workers had `STOP_SECONDS` to finish their
+            step and to write the state.
     """
     scaling = scaling_of(job)
-    relayed = Queue(actor_options={"num_cpus": 0})
+    relayed, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": relayed},
+        train_loop_config={"job": job, "events": relayed, "stops": stops},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -79,14 +83,20 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     training.start()
     listening.start()
     ended = False
-    while not ended and (listening.is_alive() or not events.empty()):
-        try:
-            event = events.get(timeout=0.5)
-        except Empty:
-            continue
-        for callback in callbacks:
-            replay(event, callback)
-        ended = is_last(event)
+    try:
+        while not ended and (listening.is_alive() or not events.empty()):
+            try:
+                event = events.get(timeout=0.5)
+            except Empty:
+                continue
+            for callback in callbacks:
+                replay(event, callback)
+            ended = is_last(event)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        with suppress(RayError):
+            stops.put(None)
+        training.join(timeout=STOP_SECONDS)
+        raise
     if not ended:
         training.join()
         error = failure[0] if failure else RuntimeError("its records were lost on their way here")
@@ -131,20 +141,32 @@ def train_worker(arguments: dict[str, Any]) -> None:
     quiet_libraries()
     from mmcv import Config
 
+    from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.train import train  # mmdet takes seconds to import, which only workers need
 
-    train(
-        Config.fromstring(job.config, ".py"),
-        job.work_dir,
-        seed=job.seed,
-        device=get_device(),
-        # The curves are written here, so that none of their rows is missing when this process outlives the
-        # one that listens and has saved its state.
-        callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])]
-        if get_context().get_world_rank() == 0
-        else [],
-        meta=job.lineage,
-    )
+    first = get_context().get_world_rank() == 0
+    stop = threading.Event()
+    if first:  # when it stops all do
+        threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
+    with suppress(TrainingStopped):
+        train(
+            Config.fromstring(job.config, ".py"),
+            job.work_dir,
+            seed=job.seed,
+            device=get_device(),
+            # The curves are written here, so that none of their rows is missing when this process outlives
+            # the one that listens and has saved its state.
+            callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])] if first else [],
+            meta=job.lineage,
+            stop_asked=stop.is_set,
+        )
+
+
+def wait_for_stop(stops: Queue, stop: threading.Event) -> None:
+    """Sets the flag when the process that listens asks for it."""
+    with suppress(RayError):  # the session is over
+        stops.get()
+        stop.set()
 
 
 def explained(error: BaseException) -> Exception:

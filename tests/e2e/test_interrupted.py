@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dfvt.models.checkpoints import read_checkpoint
 from tests.conftest import Project
 
 pytestmark = pytest.mark.e2e
@@ -82,6 +83,8 @@ def test_stopped_in_the_middle_it_carries_on(
     assert "Traceback" not in stderr
     assert_no_processes(long_project)
     assert not (long_project.path / "runs/tiny").exists()
+    told = (state / "curve.csv").read_text().split()[-1].split(",")[0]
+    assert read_checkpoint(state / "latest.pth")["meta"]["iter"] == int(told), "its last step was kept"
 
     result = long_project.repro("train@tiny")
     assert result.returncode == 0, result.stderr
