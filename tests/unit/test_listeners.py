@@ -25,6 +25,7 @@ def tell(callback: Callback) -> None:
     callback.on_start(START)
     callback.on_step(STEP)
     callback.on_evaluation(EVALUATION)
+    callback.on_warning("an image cannot be read")
     callback.on_checkpoint(Path("latest.pth"), 2)
     callback.on_end(Path("checkpoint.pth"))
 
@@ -36,7 +37,7 @@ def test_a_relayed_training_is_told_as_if_it_were_here() -> None:
     for call in queue.put.call_args_list:
         replay(call.args[0], there)
     assert there.mock_calls == here.mock_calls
-    assert [is_last(call.args[0]) for call in queue.put.call_args_list] == [False, False, False, False, True]
+    assert [is_last(call.args[0]) for call in queue.put.call_args_list] == [False] * 5 + [True]
     methods = {name for name in vars(Callback) if name.startswith("on_")}
     assert {call[0] for call in there.mock_calls} == methods
 
