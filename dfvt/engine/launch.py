@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,21 @@ def launch(
             _work, (devices, rendezvous, outbox, function, arguments), nprocs=len(devices), join=False
         )
         told = False
+        said: list[Any] = []
         try:
             while not processes.join(timeout=0.5):
+                if not outbox.empty():  # a process does not end before a large result of its is taken
+                    said.append(outbox.get())
                 if stop_asked() and not told:
                     told = True
                     for pid in processes.pids():
-                        os.kill(pid, signal.SIGTERM)
+                        with suppress(ProcessLookupError):  # it has ended already
+                            os.kill(pid, signal.SIGTERM)
         except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
-            said = []
             while not outbox.empty():
                 said.append(outbox.get())
             raise _reason(said, [process.exitcode for process in processes.processes]) or error from None
-    return outbox.get()
+    return said[0] if said else outbox.get()
 
 
 def _reason(said: list[Any], exit_codes: list[int | None]) -> Exception | None:

@@ -47,6 +47,14 @@ def test_processes_work_together_and_the_first_ones_result_comes_back() -> None:
     assert launch(sum_of_ranks, [CPU, CPU, CPU], 10) == (33, 0)
 
 
+def large_result(device: torch.device) -> bytes:
+    return bytes(10_000_000)
+
+
+def test_a_result_larger_than_a_pipe_comes_back() -> None:
+    assert len(launch(large_result, [CPU, CPU])) == 10_000_000
+
+
 def test_a_refusal_in_any_process_ends_all_and_is_raised_here() -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"^the second process says no$"):
