@@ -118,6 +118,8 @@ def with_absolute_paths(cfg: Config, folder: Path) -> Config:
             cfg.data[split].data_root = str(folder / cfg.data[split].data_root)
     if cfg.model.get("pretrained"):
         cfg.model.pretrained = str(folder / cfg.model.pretrained)
+    if cfg.get("load_from"):
+        cfg.load_from = str(folder / cfg.load_from)
     return cfg
 
 

@@ -36,12 +36,11 @@ def check_supported(cfg: Config) -> None:
         raise ValueError(f"optimizer.lr {lr!r} must be a number")
     if num_accumulated_of(cfg) < 1:
         raise ValueError("optimizer_config.cumulative_iters and update_interval must be 1 or more")
-    for name in ("load_from", "resume_from"):
-        if cfg.get(name):
-            raise ValueError(
-                f"{name} is not supported: a work_dir is resumed by itself, and model.pretrained names the "
-                "weights that a training starts from"
-            )
+    if cfg.get("resume_from"):
+        raise ValueError(
+            "resume_from is not supported: a work_dir is resumed by itself, --resume PATH resumes another's "
+            "state, and load_from names a detector to start from"
+        )
 
 
 def num_accumulated_of(cfg: Config) -> int:

@@ -37,7 +37,7 @@ from dfvt.engine.resume import (
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.states import StateFiles, read_newest, write_atomically
 from dfvt.engine.support import check_supported, num_accumulated_of
-from dfvt.models.checkpoints import read_checkpoint
+from dfvt.models.checkpoints import load_fitting_weights, read_checkpoint
 
 FINAL_FILE = "checkpoint.pth"
 BEST_FILE = "best.pth"
@@ -129,6 +129,10 @@ def train(
         num_parts=plan.num_parts,
     )
     model = build_model(cfg, dataset.CLASSES, device)
+    if cfg.get("load_from") and not found:
+        left_out = load_fitting_weights(model, cfg.load_from)
+        if left_out:
+            warn(left_out)
     average = build_average(cfg, model)
     model = distributed(model, cfg, device)
     seed_everything(seed + rank)  # from here on processes draw their own samples

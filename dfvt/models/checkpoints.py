@@ -127,6 +127,29 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(weights, strict=True)
 
 
+def load_fitting_weights(model: nn.Module, path: str | Path) -> str:
+    """Fills a detector from one of other classes: those of its last layers that have another shape stay.
+
+    Returns a sentence that names what stayed, empty when nothing did.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is no checkpoint, of another variant, or does not fit but for that; nothing is filled.
+    """
+    weights, expected = state_dict_of(read_checkpoint(path)), model.state_dict()
+    other = [
+        name
+        for name, value in expected.items()
+        if name.startswith("roi_head.") and name in weights and weights[name].shape != value.shape
+    ]
+    fitting = {name: value for name, value in weights.items() if name not in other}
+    require_fit({name: value for name, value in expected.items() if name not in other}, fitting, path)
+    model.load_state_dict(fitting, strict=False)
+    if not other:
+        return ""
+    return f"what has another shape in {path} starts anew: {', '.join(other)}"
+
+
 def require_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Compares names and shapes of the entries that a model has with those of a file.
 

@@ -18,7 +18,7 @@ from dfvt.engine.evaluate import evaluate_model
 from dfvt.engine.infer import load_detector
 from dfvt.engine.support import check_supported
 from dfvt.engine.train import TrainResult, train
-from dfvt.models.checkpoints import read_checkpoint
+from dfvt.models.checkpoints import load_fitting_weights, read_checkpoint
 
 CPU = torch.device("cpu")
 NUM_STEPS = 8  # two epochs of four iterations
@@ -44,6 +44,9 @@ class Recorder(Callback):
 
     def on_end(self, checkpoint: Path) -> None:
         self.events.append(("end", checkpoint))
+
+    def on_warning(self, message: str) -> None:
+        self.events.append(("warning", message))
 
     def of(self, kind: str) -> list[Any]:
         return [event for name, event in self.events if name == kind]
@@ -170,7 +173,6 @@ def test_weight_decay_spares_what_the_recipe_names(config: Config) -> None:
         ({"optimizer_config.update_interval": 0}, "update_interval must be 1 or more"),
         ({"optimizer_config.cumulative_iters": 0}, "optimizer_config.cumulative_iters and"),
         ({"runner.type": "IterBasedRunner"}, "runner.type 'IterBasedRunner' is not supported"),
-        ({"load_from": "weights.pth"}, "load_from is not supported"),
         ({"resume_from": "latest.pth"}, "resume_from is not supported"),
     ],
 )
@@ -184,6 +186,36 @@ def test_an_unsupported_config_is_refused_before_anything_is_built(
         train(config, tmp_path / "work")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_detector_of_other_classes_is_where_a_training_starts(
+    config: Config, finished: tuple[TrainResult, Recorder], tmp_path: Path
+) -> None:
+    donor = finished[0].checkpoint
+    model = build_model(config, ("a",), CPU)
+    assert load_fitting_weights(model, donor) == ""
+    assert equal(dict(model.state_dict()), weights(donor))
+
+    config.load_from = str(donor)
+    config.model.roi_head.bbox_head.num_classes = config.model.roi_head.mask_head.num_classes = 1
+    for split in ("train", "val", "test"):
+        config.data[split].classes = config.data[split].classes[:1]
+    config.optimizer.lr = 0.0
+    recorder = Recorder()
+    result = train(config, tmp_path, callbacks=[recorder])
+    (warning,) = recorder.of("warning")
+    assert "fc_cls.weight" in warning and "conv_logits.weight" in warning
+    name = "backbone.layers.2.blocks.0.attn.qkv.weight"
+    assert torch.equal(weights(result.checkpoint)[name], weights(donor)[name])
+
+
+def test_a_detector_of_another_backbone_is_not_where_a_training_starts(
+    config: Config, finished: tuple[TrainResult, Recorder], tmp_path: Path
+) -> None:
+    config.load_from = str(finished[0].checkpoint)
+    config.model.backbone.mlp_ratio = 2.0
+    with pytest.raises(ValueError, match="does not fit the config.s detector: 15 of 331 entries"):
+        train(config, tmp_path)
 
 
 def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
