@@ -184,7 +184,11 @@ def loader_memory(index: str, num_workers: int, ann_file: Path) -> float:
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "DefaultFormatBundle"},
-        {"type": "Collect", "keys": ["img", "gt_bboxes", "gt_labels", "gt_masks"]},
+        {
+            "type": "Collect",
+            "keys": ["img", "gt_bboxes", "gt_labels", "gt_masks"],
+            "meta_keys": ("filename",),
+        },
     ]
     images = str(ann_file.parent / "one/train2017")
     cfg = ConfigDict(

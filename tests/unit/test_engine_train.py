@@ -214,7 +214,7 @@ def test_a_detector_of_another_backbone_is_not_where_a_training_starts(
 ) -> None:
     config.load_from = str(finished[0].checkpoint)
     config.model.backbone.mlp_ratio = 2.0
-    with pytest.raises(ValueError, match="does not fit the config.s detector: 15 of 331 entries"):
+    with pytest.raises(ValueError, match=r"does not fit the config's detector: 15 of 331"):
         train(config, tmp_path)
 
 
