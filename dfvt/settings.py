@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -62,6 +62,8 @@ def _dotted(options: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return flat
 
 
+Document = TypeVar("Document", bound=BaseModel)
+
 # A field's description says what is allowed there: error messages quote it after "must be".
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 FolderPath = Annotated[Path, BeforeValidator(_not_empty), Field(strict=False)]
@@ -93,11 +95,13 @@ CfgOptions = Annotated[
 ]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a settings file: immutable, without coercion, without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class ShapesSettings(_Section):
+class ShapesSettings(Section):
     """Size of the generated data set of profile mini; height and width in pixels."""
 
     seed: Seed = 0
@@ -107,7 +111,7 @@ class ShapesSettings(_Section):
     width: ImageSide = 160
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """Where the images and annotations are; annotation and image paths are relative to `root`."""
 
     root: FolderPath = Field(default=Path("data/source"), description="the path of a folder in COCO layout")
@@ -119,14 +123,14 @@ class DataSettings(_Section):
     shapes: ShapesSettings = Field(default=ShapesSettings(), description="a mapping")
 
 
-class WeightsSettings(_Section):
+class WeightsSettings(Section):
     """Where the published weights are downloaded from, and whether trainings start from them."""
 
     base_url: FolderUrl = "https://github.com/ginobilinie/DFvT/releases/download/Detection/"
     pretrained: Switch = "auto"
 
 
-class VariantOverrides(_Section):
+class VariantOverrides(Section):
     """What one variant trains with instead of the common values; null keeps the common value."""
 
     lr: LearningRate = None
@@ -135,7 +139,7 @@ class VariantOverrides(_Section):
     cfg_options: CfgOptions = {}
 
 
-class VariantsSettings(_Section):
+class VariantsSettings(Section):
     """Overrides for each variant."""
 
     tiny: VariantOverrides = Field(default=VariantOverrides(), description="a mapping")
@@ -143,7 +147,7 @@ class VariantsSettings(_Section):
     base: VariantOverrides = Field(default=VariantOverrides(), description="a mapping")
 
 
-class VariantTrainSettings(_Section):
+class VariantTrainSettings(Section):
     """What one variant trains with. None for lr, num_epochs and batch_size means the config's own value."""
 
     variant: Variant
@@ -156,7 +160,7 @@ class VariantTrainSettings(_Section):
     cfg_options: CfgOptions
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """Training: values common to the variants, and overrides of each; `batch_size` is images per worker."""
 
     seed: Seed = 0
@@ -189,26 +193,26 @@ class TrainSettings(_Section):
         )
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """Which predictions the gallery draws."""
 
     score_threshold: float = Field(default=0.5, ge=0, le=1, description="a number from 0 to 1")
     num_gallery_images: int = Field(default=4, ge=0, description="a whole number of at least 0")
 
 
-class TrackingSettings(_Section):
+class TrackingSettings(Section):
     """Where the runs are filed."""
 
     experiment: Text = Field(default="dfvt", max_length=500, description="a name of 1 to 500 characters")
 
 
-class ReportSettings(_Section):
+class ReportSettings(Section):
     """How the report looks."""
 
     title: Text = Field(default="DFvT detectors", description="a text that is not empty")
 
 
-class Settings(_Section):
+class Settings(Section):
     """All of params.yaml."""
 
     profile: Profile = Field(description=f"one of {', '.join(PROFILES)}")
@@ -255,6 +259,19 @@ class Settings(_Section):
 def load_settings(path: Path = Path("params.yaml")) -> Settings:
     """Read and validate a params.yaml; keys that are absent get their defaults, except `profile`.
 
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: in one sentence, the first thing that is wrong and what is allowed there.
+    """
+    settings = read_yaml(path, Settings)
+    if settings.profile == "custom" and "root" not in settings.data.model_fields_set:
+        raise ValueError(f"{path}: data.root is missing; profile custom needs it, the path of your data set.")
+    return settings
+
+
+def read_yaml(path: Path, kind: type[Document]) -> Document:
+    """Read and validate a YAML file of settings.
+
     The file is read as DVC reads it (YAML 1.2: `2e-4` is a number, a repeated key is an error).
 
     Raises:
@@ -276,17 +293,15 @@ def load_settings(path: Path = Path("params.yaml")) -> Settings:
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML, {_one_line(error)}.") from error
     if document is not None and not isinstance(document, dict):
-        raise ValueError(f"{path}: holds {_shown(document)}, but must be a mapping with the key profile.")
+        required = next(name for name, field in kind.model_fields.items() if field.is_required())
+        raise ValueError(f"{path}: holds {_shown(document)}, but must be a mapping with the key {required}.")
     try:
-        settings = Settings.model_validate(document or {})
+        return kind.model_validate(document or {})
     except ValidationError as error:
         # A value that fits none of a union's types is reported once for each type: count it once.
-        first, *others = dict.fromkeys(_explain(details) for details in error.errors())
+        first, *others = dict.fromkeys(_explain(details, kind) for details in error.errors())
         more = f" (and {len(others)} more such)" if others else ""
         raise ValueError(f"{path}: {first}{more}.") from error
-    if settings.profile == "custom" and "root" not in settings.data.model_fields_set:
-        raise ValueError(f"{path}: data.root is missing; profile custom needs it, the path of your data set.")
-    return settings
 
 
 def _known_variant(variant: str) -> Variant:
@@ -296,9 +311,9 @@ def _known_variant(variant: str) -> Variant:
     raise ValueError(f"unknown variant {variant!r}; it must be one of {', '.join(VARIANTS)}.")
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
     """Say what is wrong with one value, quoting the description of the field that it was given for."""
-    section: type[BaseModel] = Settings
+    section = kind
     key, allowed = "", ""
     for part in error["loc"]:
         key = f"{key}.{part}".lstrip(".")
