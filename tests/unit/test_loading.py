@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -150,3 +152,15 @@ def test_loading_draws_nothing_from_the_global_generator(config: Config, num_wor
     ]
     assert names == [dataset.data_infos[index]["filename"] for index in (3, 1)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def num_images_through_a_worker(config: Config) -> int:
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    dataset.unpicklable = lambda: None  # what is handed to a spawned process has to be pickled
+    loader = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=0), num_workers=1)
+    return len(next(iter(loader)).inputs["img_metas"])
+
+
+def test_workers_share_the_data_set_of_a_process_that_was_spawned_itself(config: Config) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        assert executor.submit(num_images_through_a_worker, config).result() == 2
