@@ -19,6 +19,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -315,7 +316,7 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
     """Say what is wrong with one value, quoting the description of the field that it was given for."""
     section = kind
     key, allowed = "", ""
-    for part in error["loc"]:
+    for place, part in enumerate(error["loc"]):
         key = f"{key}.{part}".lstrip(".")
         field = section.model_fields.get(str(part))
         if field is None:
@@ -325,11 +326,21 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
             return f"{key} is an unknown key{meant}, valid here are {', '.join(valid)}"
         allowed = field.description or ""
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            described = _description_of_values(field.annotation)
+            if described and error["loc"][place + 1 :]:
+                key, allowed = f"{key}.{error['loc'][place + 1]}", described
             break
         section = field.annotation
     if error["type"] == "missing":
         return f"{key} is missing, it must be {allowed}"
     return f"{key} is {_shown(error['input'])}, but must be {allowed}"
+
+
+def _description_of_values(annotation: object) -> str | None:
+    """The description that the values of a mapping have, if any."""
+    *_, values = get_args(annotation) or (None,)
+    metadata = getattr(values, "__metadata__", ())
+    return next((field.description for field in metadata if isinstance(field, FieldInfo)), None)
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,224 @@
+"""A sweep's spec: what is searched, how, and with which resources, as typed, validated values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BeforeValidator, Field, JsonValue, StringConstraints
+
+from dfvt.settings import (
+    VARIANTS,
+    CfgOptions,
+    Count,
+    FolderPath,
+    LearningRate,
+    OptionalCount,
+    Profile,
+    Section,
+    Seed,
+    Switch,
+    Text,
+    Variant,
+    read_yaml,
+)
+
+Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax", "bohb"]
+Scheduler = Literal["none", "asha", "hyperband", "median", "pbt", "pb2", "bohb"]
+DRAWN: tuple[Algorithm, ...] = ("grid", "random")  # all trials are known before the first one starts
+TRAIN_KEYS = ("seed", "lr", "num_epochs", "batch_size")  # others of a space are keys of the config
+RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "randint")
+Assignment = Mapping[str, JsonValue]  # one value for each key that a trial sets
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values of one key: a list (`grid`, `choice`) or the two ends of a range.
+
+    `randint` takes whole numbers from the lower end up to, and without, the upper one, as Ray Tune does.
+    `when` holds other keys and the values at which this one counts; elsewhere the config's own value stays.
+    """
+
+    kind: Kind
+    values: tuple[JsonValue, ...]
+    when: Mapping[str, tuple[JsonValue, ...]]
+
+    def active(self, assignment: Assignment) -> bool:
+        return all(assignment.get(key) in values for key, values in self.when.items())
+
+    def draw(self, rng: np.random.Generator) -> JsonValue:
+        """One value at random."""
+        if self.kind in RANGES:
+            low, high = (float(end) for end in self.values)  # type: ignore[arg-type]  # checked: numbers
+            if self.kind == "randint":
+                return int(rng.integers(int(low), int(high)))
+            if self.kind == "uniform":
+                return float(rng.uniform(low, high))
+            return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+        return self.values[int(rng.integers(len(self.values)))]
+
+
+def _as_domain(value: object) -> Domain:
+    """`{choice: [1, 2]}`, with `when: {key: value}` beside it if need be; ValueError for anything else."""
+    if not isinstance(value, dict):
+        raise ValueError("is no mapping")
+    content = dict(value)
+    conditions = content.pop("when", {})
+    if len(content) != 1 or not isinstance(conditions, dict):
+        raise ValueError("names no kind of domain, or several")
+    ((kind, values),) = content.items()
+    if kind not in get_args(Kind) or not isinstance(values, list) or not values:
+        raise ValueError("is no known kind of domain with a list")
+    if kind in RANGES:
+        numbers = [number for number in values if isinstance(number, int | float) and math.isfinite(number)]
+        whole = kind != "randint" or all(isinstance(number, int) for number in numbers)
+        if len(values) != 2 or len(numbers) != 2 or not whole or numbers[0] >= numbers[1]:
+            raise ValueError("is no range")
+        if kind == "loguniform" and numbers[0] <= 0:
+            raise ValueError("starts at or below 0")
+    when = {
+        str(key): tuple(wanted) if isinstance(wanted, list) else (wanted,)
+        for key, wanted in conditions.items()
+    }
+    return Domain(kind, tuple(values), when)
+
+
+SpaceDomain = Annotated[
+    Domain,
+    BeforeValidator(_as_domain),
+    Field(
+        description="one of {choice: […]}, {grid: […]}, {uniform: [low, high]}, {loguniform: [low, high]} "
+        "with low > 0, {randint: [low, high]} without high, and beside it, if need be, "
+        "when: {other.key: value}"
+    ),
+]
+
+
+class SweepSpec(Section):
+    """All of a sweep's YAML file."""
+
+    name: Annotated[Text, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="a name of letters, digits, '.', '_' and '-': the sweep's folder and MLflow tag"
+    )
+    profile: Profile | None = Field(
+        default=None, description="one of mini, custom, coco2017, or null for that of params.yaml"
+    )
+    configs: FolderPath | None = Field(
+        default=None, description="the path of a folder of detector configs, or null for the profile's own"
+    )
+    variants: tuple[Variant, ...] = Field(
+        default=("tiny",), min_length=1, strict=False, description=f"a list of {', '.join(VARIANTS)}"
+    )
+    space: Mapping[str, SpaceDomain] = Field(
+        default={},
+        description="a mapping of keys (seed, lr, num_epochs, batch_size, or any of a config) to domains",
+    )
+    algorithm: Algorithm = Field(default="random", description=f"one of {', '.join(get_args(Algorithm))}")
+    scheduler: Scheduler = Field(default="none", description=f"one of {', '.join(get_args(Scheduler))}")
+    scheduler_options: Mapping[str, JsonValue] = Field(
+        default={}, description="a mapping of arguments of Ray Tune's scheduler"
+    )
+    num_samples: Count = 1
+    max_concurrent_trials: OptionalCount = None
+    metric: Text = Field(default="bbox_mAP", description="the name of a validation metric")
+    mode: Literal["max", "min"] = Field(default="max", description="one of max, min")
+    seed: Seed = 0
+    lr: LearningRate = None
+    num_epochs: OptionalCount = None
+    batch_size: OptionalCount = None
+    cfg_options: CfgOptions = {}  # noqa: RUF012  (pydantic copies it)
+    num_workers: Count = 1
+    use_gpu: Switch = "auto"
+    cpus_per_worker: Count = 1
+    max_failures: int = Field(default=3, ge=0, description="a whole number of at least 0")
+    trial_seconds: float | None = Field(
+        default=None, gt=0, description="the most seconds that a trial may take, or null"
+    )
+    budget_gpu_hours: float | None = Field(
+        default=None, gt=0, description="the most GPU-hours (CPU-hours without GPUs) of all trials, or null"
+    )
+    images_per_second: float | None = Field(
+        default=None, gt=0, description="what one worker trains, for --plan, or null"
+    )
+
+
+def problem_of(spec: SweepSpec) -> str | None:
+    """What contradicts itself in a spec whose single values are right."""
+    kinds = {key: domain.kind for key, domain in spec.space.items()}
+    if spec.algorithm == "grid":
+        drawn = [key for key, kind in kinds.items() if kind != "grid"]
+        if drawn:
+            return f"algorithm grid takes grid domains alone, but space.{drawn[0]} is {kinds[drawn[0]]}"
+    elif spec.algorithm != "random":
+        grids = [key for key, kind in kinds.items() if kind == "grid"]
+        if grids:
+            return (
+                f"algorithm {spec.algorithm} chooses its trials, "
+                f"space.{grids[0]} cannot be a grid: write choice"
+            )
+        if not spec.space:
+            return f"algorithm {spec.algorithm} needs a space to search"
+    if (spec.algorithm == "bohb") != (spec.scheduler == "bohb"):
+        return "algorithm bohb and scheduler bohb go together"
+    for key, domain in spec.space.items():
+        for other in domain.when:
+            if other not in spec.space or other == key:
+                return f"space.{key} depends on {other}, which is no other key of the space"
+            if spec.space[other].when:
+                return (
+                    f"space.{key} depends on {other}, which depends on another key itself: one level is all"
+                )
+    return None
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """Reads and validates a sweep's file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: in one sentence, the first thing that is wrong and what is allowed there.
+    """
+    spec = read_yaml(path, SweepSpec)
+    problem = problem_of(spec)
+    if problem:
+        raise ValueError(f"{path}: {problem}.")
+    return spec
+
+
+def active_part(space: Mapping[str, Domain], assignment: Assignment) -> dict[str, JsonValue]:
+    """An assignment without the keys whose conditions it does not meet."""
+    return {
+        key: value for key, value in assignment.items() if key not in space or space[key].active(assignment)
+    }
+
+
+def draw_trials(spec: SweepSpec) -> list[dict[str, JsonValue]]:
+    """All trials of a grid or random search, the same for the same spec: `variant` and what it sets.
+
+    Every combination of the variants and of the grids' values, `num_samples` times with other draws of the
+    other domains; what differs in keys that do not count is one trial.
+    """
+    assert spec.algorithm in DRAWN
+    rng = np.random.default_rng(spec.seed)
+    grids = {"variant": spec.variants} | {
+        key: domain.values for key, domain in spec.space.items() if domain.kind == "grid"
+    }
+    trials: dict[str, dict[str, JsonValue]] = {}
+    for _, *values in product(range(spec.num_samples), *grids.values()):
+        assignment: dict[str, JsonValue] = dict(zip(grids, values, strict=True))
+        assignment |= {key: domain.draw(rng) for key, domain in spec.space.items() if domain.kind != "grid"}
+        trial = active_part(spec.space, assignment)
+        trials.setdefault(repr(sorted(trial.items())), trial)
+    return list(trials.values())
+
+
+def examples(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    """For each variant, values of every key, those that count only at times included: to check the keys."""
+    for variant in spec.variants:
+        yield {"variant": variant} | {key: domain.values[0] for key, domain in spec.space.items()}

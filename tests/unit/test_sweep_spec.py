@@ -1,0 +1,119 @@
+"""A sweep's spec: what it says, what it refuses, which trials it draws."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfvt.cluster.spec import Domain, SweepSpec, draw_trials, load_spec
+
+SPEC = """
+name: lr-by-drop-path
+variants: [tiny, small]
+space:
+  lr: {loguniform: [1.0e-5, 1.0e-3]}
+  model.backbone.drop_path_rate: {grid: [0.0, 0.1]}
+  optimizer.type: {choice: [AdamW, SGD]}
+  optimizer.momentum: {uniform: [0.8, 0.99], when: {optimizer.type: SGD}}
+num_samples: 3
+"""
+
+
+def spec_of(tmp_path: Path, text: str = SPEC) -> SweepSpec:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    return load_spec(path)
+
+
+def test_every_combination_of_grids_is_drawn_num_samples_times(tmp_path: Path) -> None:
+    trials = draw_trials(spec_of(tmp_path))
+    assert len(trials) == 2 * 2 * 3
+    for trial in trials:
+        lr = trial["lr"]
+        assert isinstance(lr, float) and 1e-5 <= lr < 1e-3
+        assert ("optimizer.momentum" in trial) == (trial["optimizer.type"] == "SGD")
+    combinations = [(trial["variant"], trial["model.backbone.drop_path_rate"]) for trial in trials]
+    assert all(combinations.count(combination) == 3 for combination in combinations)
+
+
+def test_the_same_spec_draws_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    assert draw_trials(spec) == draw_trials(spec)
+    assert draw_trials(spec) != draw_trials(spec.model_copy(update={"seed": 1}))
+
+
+def test_trials_that_differ_in_what_does_not_count_are_one(tmp_path: Path) -> None:
+    text = """
+name: conditional
+algorithm: grid
+space:
+  optimizer.type: {grid: [AdamW, SGD]}
+  optimizer.momentum: {grid: [0.9, 0.95], when: {optimizer.type: [SGD]}}
+"""
+    assert draw_trials(spec_of(tmp_path, text)) == [
+        {"variant": "tiny", "optimizer.type": "AdamW"},
+        {"variant": "tiny", "optimizer.type": "SGD", "optimizer.momentum": 0.9},
+        {"variant": "tiny", "optimizer.type": "SGD", "optimizer.momentum": 0.95},
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(low=st.floats(1e-6, 1e3), factor=st.floats(1.1, 1e4), seed=st.integers(0, 2**32 - 1))
+def test_draws_lie_in_their_range(low: float, factor: float, seed: int) -> None:
+    for kind in ("uniform", "loguniform"):
+        spec = SweepSpec.model_validate(
+            {"name": "a", "seed": seed, "num_samples": 4, "space": {"lr": {kind: [low, low * factor]}}}
+        )
+        for trial in draw_trials(spec):
+            value = trial["lr"]
+            assert isinstance(value, float) and math.isfinite(value)
+            assert low * (1 - 1e-9) <= value <= low * factor * (1 + 1e-9)
+
+
+def test_whole_numbers_end_before_the_upper_end() -> None:
+    domain = Domain("randint", (2, 4), {})
+    spec = SweepSpec.model_validate({"name": "a", "num_samples": 64, "space": {"lr": {"randint": [2, 4]}}})
+    assert spec.space["lr"] == domain
+    assert {trial["lr"] for trial in draw_trials(spec)} == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("algoritm: grid", "algoritm is an unknown key (did you mean algorithm?)"),
+        ("algorithm: magic", 'algorithm is "magic", but must be one of grid, random, optuna'),
+        ("scheduler: asap", 'scheduler is "asap", but must be one of none, asha'),
+        ("variants: [huge]", "variants is"),
+        ("variants: []", "variants is [], but must be a list of tiny, small, base"),
+        ("space: {lr: [1, 2]}", "space.lr is [1, 2], but must be one of {choice: […]}"),
+        ("space: {lr: {loguniform: [0, 1]}}", "space.lr is {'loguniform': [0, 1]}, but must be"),
+        ("space: {lr: {uniform: [2, 1]}}", "space.lr is {'uniform': [2, 1]}, but must be"),
+        ("space: {lr: {randint: [0.5, 2]}}", "space.lr is {'randint': [0.5, 2]}, but must be"),
+        ("space: {lr: {choice: []}}", "space.lr is {'choice': []}, but must be"),
+        ("space: {lr: {choice: [1], grid: [2]}}", "space.lr is"),
+        ("algorithm: grid", "algorithm grid takes grid domains alone, but space.lr is loguniform"),
+        ("algorithm: optuna", "space.model.backbone.drop_path_rate cannot be a grid: write choice"),
+        ("scheduler: bohb", "algorithm bohb and scheduler bohb go together"),
+        ("space: {lr: {choice: [1], when: {seed: 0}}}", "space.lr depends on seed, which is no other key"),
+        ("num_samples: 0", "num_samples is 0, but must be a whole number of at least 1"),
+        ("name: a/b", 'name is "a/b", but must be a name of letters'),
+        ("budget_gpu_hours: -1", "budget_gpu_hours is -1, but must be the most GPU-hours"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, change: str, sentence: str) -> None:
+    key = change.partition(":")[0]
+    kept: list[str] = []
+    dropping = False
+    for line in SPEC.splitlines():
+        if not line.startswith(" "):
+            dropping = line.startswith(f"{key}:")
+        if not dropping:
+            kept.append(line)
+    with pytest.raises(ValueError) as error:
+        spec_of(tmp_path, "\n".join([*kept, change]))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
