@@ -121,6 +121,14 @@ def _parser() -> ArgumentParser:
     )
     test.set_defaults(run=_test)
 
+    sweep = commands.add_parser(
+        "sweep", help="Search for the best detector.", description="Run the trials of a search."
+    )
+    sweep.add_argument("spec", type=Path, metavar="SPEC", help="a YAML file, see configs/sweeps")
+    sweep.add_argument("--plan", action="store_true", help="list the trials and start nothing")
+    sweep.add_argument("--debug", action="store_true", help="show where an error comes from")
+    sweep.set_defaults(run=_sweep)
+
     profile = command(
         "profile", "Count a detector's parameters and FLOPs.", "write the JSON to DIR/profile.json"
     )
@@ -242,6 +250,18 @@ def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> Coc
 
     model, dataset = load_detector(cfg, checkpoint, device)
     return evaluate_model(model, dataset, device, num_workers=cfg.data.workers_per_gpu)
+
+
+def _sweep(options: Namespace) -> int:
+    from dfvt.cluster.sweep import plan_lines, prepare_sweep, run_sweep
+    from dfvt.reports.sweep import results_table
+
+    sweep = prepare_sweep(options.spec, Path.cwd())
+    if options.plan:
+        print("\n".join(plan_lines(sweep)))
+        return 0
+    print(results_table(run_sweep(sweep), sweep.spec.metric, sweep.spec.mode))
+    return 0
 
 
 def _profile(options: Namespace) -> None:

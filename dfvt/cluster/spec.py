@@ -164,6 +164,15 @@ def problem_of(spec: SweepSpec) -> str | None:
             )
         if not spec.space:
             return f"algorithm {spec.algorithm} needs a space to search"
+    for key in TRAIN_KEYS:
+        whole = int if key != "lr" else int | float
+        values = spec.space[key].values if key in spec.space else ()
+        if not all(isinstance(value, whole) and value > (-1 if key == "seed" else 0) for value in values):
+            return f"space.{key} must hold {'numbers above 0' if key == 'lr' else 'whole numbers'}"
+        if key != "lr" and key in spec.space and spec.space[key].kind in ("uniform", "loguniform"):
+            return f"space.{key} must hold whole numbers: write randint"
+    if "variant" in spec.space:
+        return "space.variant is given by variants: [tiny, …]"
     if (spec.algorithm == "bohb") != (spec.scheduler == "bohb"):
         return "algorithm bohb and scheduler bohb go together"
     for key, domain in spec.space.items():
@@ -219,6 +228,9 @@ def draw_trials(spec: SweepSpec) -> list[dict[str, JsonValue]]:
 
 
 def examples(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    """For each variant, values of every key, those that count only at times included: to check the keys."""
+    """For each variant, assignments in which every key counts at least once: to check the keys."""
+    first = {key: domain.values[0] for key, domain in spec.space.items()}
     for variant in spec.variants:
-        yield {"variant": variant} | {key: domain.values[0] for key, domain in spec.space.items()}
+        for conditions in [{}, *(domain.when for domain in spec.space.values() if domain.when)]:
+            met = {key: wanted[0] for key, wanted in conditions.items()}
+            yield active_part(spec.space, {"variant": variant, **first, **met})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class TrainingJob:
         num_workers: processes; GPU workers have one GPU each, CPU workers an equal share of the cores.
         use_gpu: `auto` uses GPUs when the cluster has enough.
         lineage: goes into the checkpoint's meta data.
+        cpus_per_worker: CPUs of a worker instead of its share of the cluster's.
+        max_seconds: after which the training counts as failed.
     """
 
     config: str
@@ -43,6 +46,8 @@ class TrainingJob:
     num_workers: int
     use_gpu: bool | Literal["auto"]
     lineage: dict[str, str]
+    cpus_per_worker: int | None = None
+    max_seconds: float | None = None
 
 
 def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
@@ -53,7 +58,7 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
 
     Raises:
         ValueError: the input is at fault, or the cluster cannot hold the workers.
-        RuntimeError: the training failed.
+        RuntimeError: the training failed, or took longer than `max_seconds`.
         KeyboardInterrupt, SystemExit: it was interrupted; the workers had `STOP_SECONDS` to finish their
             step and to write the state.
     """
@@ -83,8 +88,11 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     training.start()
     listening.start()
     ended = False
+    deadline = time.monotonic() + (job.max_seconds or float("inf"))
     try:
         while not ended and (listening.is_alive() or not events.empty()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the training took longer than its {job.max_seconds:g} seconds")
             try:
                 event = events.get(timeout=0.5)
             except Empty:
@@ -127,7 +135,7 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
         )
     if num_cpus < 1:
         raise ValueError("the Ray cluster has no CPUs for the training's workers: add a node with some")
-    share = num_cpus / job.num_workers
+    share = job.cpus_per_worker or num_cpus / job.num_workers
     return ScalingConfig(
         num_workers=job.num_workers,
         use_gpu=use_gpu,

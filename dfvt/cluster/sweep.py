@@ -1,0 +1,270 @@
+"""A sweep: trials under Ray Tune, each a training under Ray Train, that go on where they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from mmcv import Config
+from ray import tune
+from ray.tune.experiment import Trial
+
+from dfvt.cluster.session import ray_session
+from dfvt.cluster.spaces import EPOCH, TRIAL, num_trials_of, param_space_of, scheduler_of, searcher_of
+from dfvt.cluster.spec import DRAWN, TRAIN_KEYS, SweepSpec, active_part, draw_trials, examples, load_spec
+from dfvt.cluster.trials import Status, Sweep, TrialRecord, run_trial
+from dfvt.data.coco import DatasetManifest
+from dfvt.settings import load_settings
+from dfvt.tracking.lineage import collect_lineage
+from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+
+SWEEPS = Path(".dfvt/sweeps")
+DATASET_MANIFEST = Path("data/dataset/manifest.json")
+SPEC_FILE = "spec.json"
+TUNE_FOLDER = "tune"
+# A trial's own process waits for its workers: it takes memory, and no CPU from them.
+TRIAL_PROCESS_BYTES = 600 * 2**20
+
+
+class Budget(tune.Stopper):
+    """Stops all trials once they have used a number of hours of GPUs (of workers, where there are none)."""
+
+    def __init__(self, hours: float, num_workers: int) -> None:
+        self.hours, self.num_workers = hours, num_workers
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        self.seconds[trial_id] = result["time_total_s"]
+        return self.stop_all()
+
+    def stop_all(self) -> bool:
+        return sum(self.seconds.values()) * self.num_workers > self.hours * 3600
+
+
+class Conclusions(tune.Callback):
+    """Says how trials go, and gives those that do not end by themselves their end, on disk and in MLflow."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.num_trials = num_trials_of(sweep.spec)
+
+    def say(self, trial: Trial, what: str) -> None:
+        number = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]).name
+        print(
+            f"sweep {self.sweep.spec.name}: trial {number} of {self.num_trials} {what}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        assignment = active_part(self.sweep.spec.space, trial.config[TRIAL])
+        values = ", ".join(f"{key}={value}" for key, value in assignment.items())
+        self.say(trial, f"starts: {values}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        metric = self.sweep.spec.metric
+        if metric in result:
+            self.say(trial, f"epoch {result[EPOCH]}: {metric} {result[metric]:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.conclude(trial, "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        reason = str(info.get("error") or (trial.error_file and Path(trial.error_file).read_text().strip()))
+        self.say(trial, f"failed: {reason.splitlines()[-1]}")
+        self.conclude(trial, "failed")
+
+    def conclude(self, trial: Trial, status: Status) -> None:
+        """Ends the record and run of a trial that was stopped before it could."""
+        folder = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL])
+        record = TrialRecord.load(folder)
+        if record is None or record.status != "running":
+            return
+        replace(record, status=status).save(folder)
+        recorder = RunRecorder.attach(self.sweep.tracking_uri, record.mlflow_run_id)
+        recorder.set_tags({"dfvt.stopped_after_epoch": str(record.epoch)})
+        recorder.finish("FINISHED" if status == "stopped" else "FAILED")
+
+
+def prepare_sweep(path: Path, project: Path) -> Sweep:
+    """Reads a spec, and checks it against the configs and the data set of the project in `project`.
+
+    Raises:
+        FileNotFoundError: the spec, a config or the data set is missing.
+        ValueError: the spec is wrong, or names a key that no config has.
+    """
+    from dfvt.engine.config import load_config, use_dataset, with_absolute_paths
+    from dfvt.engine.options import merge_options
+
+    spec, settings = load_spec(path), load_settings(project / "params.yaml")
+    settings = settings.model_copy(
+        update={"profile": spec.profile or settings.profile, "configs": spec.configs or settings.configs}
+    )
+    manifest = DatasetManifest.load(project / DATASET_MANIFEST)
+    if manifest.name != settings.profile:
+        raise ValueError(
+            f"{path}: profile is {settings.profile}, but the data set in {DATASET_MANIFEST.parent} is of "
+            f"{manifest.name}: set profile in params.yaml and run `dvc repro fetch_data`"
+        )
+    configs: dict[str, str] = {}
+    for variant in spec.variants:
+        cfg = load_config(project / settings.config_path(variant))
+        use_dataset(cfg, manifest)
+        weights = project / "weights" / variant / "backbone.pth"
+        if settings.use_pretrained and weights.is_file():
+            cfg.model.pretrained = str(weights)
+        configs[variant] = with_absolute_paths(cfg, project).pretty_text
+    for assignment in examples(spec):
+        searched = {key: value for key, value in assignment.items() if key not in (*TRAIN_KEYS, "variant")}
+        try:
+            merge_options(
+                Config.fromstring(configs[str(assignment["variant"])], ".py"),
+                {**spec.cfg_options, **searched},
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    lineage = collect_lineage(
+        project, variant="", profile=settings.profile, data_hash=manifest.data_hash, config_hash=""
+    )
+    return Sweep(
+        spec=spec,
+        folder=project / SWEEPS / spec.name,
+        configs=configs,
+        lineage=lineage,
+        tracking_uri=tracking_uri(project),
+        experiment=settings.tracking.experiment,
+        num_train_images=manifest.num_train_images,
+    )
+
+
+def plan_lines(sweep: Sweep) -> list[str]:
+    """The trials that a sweep would run, and the hours that they would take, as lines of text."""
+    spec = sweep.spec
+    if spec.algorithm in DRAWN:
+        trials = draw_trials(spec)
+        lines = [
+            f"{number:4}  " + "  ".join(f"{key}={value}" for key, value in trial.items())
+            for number, trial in enumerate(trials, 1)
+        ]
+    else:
+        trials = [{"variant": spec.variants[0]}] * spec.num_samples
+        lines = [f"{spec.num_samples} trials that {spec.algorithm} will choose"]
+    if spec.images_per_second is None:
+        return [*lines, "images_per_second of one worker in the spec would tell how long they take"]
+    images = sum(int(str(trial.get("num_epochs") or max_epochs(sweep))) for trial in trials)
+    hours = images * sweep.num_train_images / spec.images_per_second / 3600
+    return [
+        *lines,
+        f"{len(trials)} trials, at most {hours:.1f} GPU-hours at {spec.images_per_second:g} images/s",
+    ]
+
+
+def run_sweep(sweep: Sweep) -> list[TrialRecord]:
+    """Runs the trials that have not ended yet, at `RAY_ADDRESS` or on a Ray of its own; returns all of them.
+
+    Raises:
+        ValueError: nobody answers at `RAY_ADDRESS`, the folder holds a sweep of another spec, or no node can
+            ever hold a worker.
+    """
+    require_same_spec(sweep.spec, sweep.folder)
+    require_reachable(sweep.tracking_uri)
+    with ray_session() as connected:
+        run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
+    return load_records(sweep.folder)
+
+
+def run_trials(sweep: Sweep) -> None:
+    """Runs the trials on the connected Ray that have not ended yet."""
+    spec, folder = sweep.spec, sweep.folder
+    max_concurrent = max_concurrent_trials(spec)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, sweep=sweep), {"memory": TRIAL_PROCESS_BYTES}
+    )
+    if tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
+        tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable, resume_errored=True)
+    else:
+        num_epochs = max_epochs(sweep)
+        tuner = tune.Tuner(
+            trainable,
+            param_space=param_space_of(spec),
+            tune_config=tune.TuneConfig(
+                metric=spec.metric,
+                mode=spec.mode,
+                search_alg=searcher_of(spec),
+                scheduler=scheduler_of(spec, num_epochs),
+                num_samples=1 if spec.algorithm in DRAWN else spec.num_samples,
+                max_concurrent_trials=max_concurrent,
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_FOLDER,
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+                stop=Budget(spec.budget_gpu_hours, spec.num_workers) if spec.budget_gpu_hours else None,
+                callbacks=[Conclusions(sweep)],
+                verbose=0,
+            ),
+        )
+    tuner.fit()
+
+
+def load_records(folder: Path) -> list[TrialRecord]:
+    """The records of a sweep's trials, in their order."""
+    return [record for record in map(TrialRecord.load, sorted(folder.glob("trials/*"))) if record]
+
+
+def require_same_spec(spec: SweepSpec, folder: Path) -> None:
+    """Notes the spec in a new sweep's folder, and compares it with that of one which goes on.
+
+    Raises:
+        ValueError: they differ.
+    """
+    text = json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(text)
+        partial.replace(file)
+    elif file.read_text() != text:
+        raise ValueError(
+            f"the sweep {spec.name} in {folder} was begun with another spec: "
+            "give this one another name, or remove that folder to begin anew"
+        )
+
+
+def max_concurrent_trials(spec: SweepSpec) -> int:
+    """How many trials fit the connected cluster at once, at most as many as the spec allows.
+
+    Raises:
+        ValueError: not even one does.
+    """
+    resources = ray.cluster_resources()
+    use_gpu = resources.get("GPU", 0) >= spec.num_workers if spec.use_gpu == "auto" else spec.use_gpu
+    wanted = {"CPU": spec.num_workers * spec.cpus_per_worker, "GPU": spec.num_workers if use_gpu else 0}
+    for name, number in wanted.items():
+        if number > resources.get(name, 0):
+            raise ValueError(
+                f"a trial needs {number} {name}s (num_workers {spec.num_workers}), but the cluster has "
+                f"{int(resources.get(name, 0))}: lower num_workers, cpus_per_worker, or set use_gpu to false"
+            )
+    fitting = min(int(resources[name] // number) for name, number in wanted.items() if number)
+    return min(fitting, spec.max_concurrent_trials or fitting)
+
+
+def max_epochs(sweep: Sweep) -> int:
+    """The most epochs that a trial can have."""
+    spec = sweep.spec
+    searched = spec.space.get("num_epochs")
+    if searched:
+        return max(int(value) for value in searched.values)  # type: ignore[arg-type]  # checked with the keys
+    configs = (Config.fromstring(text, ".py") for text in sweep.configs.values())
+    return max(spec.num_epochs or cfg.runner.max_epochs for cfg in configs)

@@ -1,0 +1,134 @@
+"""Sweeps on one machine: what they refuse, what they leave, what becomes of them when they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import Project
+
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+SPEC = """
+name: two
+algorithm: grid
+num_epochs: 2
+batch_size: 4
+cfg_options: {log_config.interval: 1}
+space:
+  lr: {grid: [1.0e-4, 1.0e-3]}
+"""
+
+
+def write_spec(project: Project, text: str = SPEC) -> str:
+    (project.path / "sweep.yaml").write_text(text)
+    return "sweep.yaml"
+
+
+def records(project: Project, name: str) -> list[dict[str, Any]]:
+    folder = project.path / ".dfvt/sweeps" / name / "trials"
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*/trial.json"))]
+
+
+def runs(project: Project) -> list[Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.path}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client.search_runs(experiments, filter_string="tags.`dfvt.sweep` != ''")
+
+
+def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> None:
+    """Every trial has one record, one MLflow run with its parameters and end, and nothing is left over."""
+    found = records(project, name)
+    assert [record["status"] for record in found] == statuses
+    by_id = {run.info.run_id: run for run in runs(project)}
+    assert sorted(by_id) == sorted(record["mlflow_run_id"] for record in found)
+    for record in found:
+        run = by_id[record["mlflow_run_id"]]
+        assert run.info.status == ("FAILED" if record["status"] == "failed" else "FINISHED")
+        assert float(run.data.params["lr"]) == record["assignment"]["lr"]
+        if record["status"] == "finished":
+            assert record["epoch"] == record["num_epochs"]
+            assert run.data.metrics["val/bbox_mAP"] == record["metrics"]["bbox_mAP"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            SPEC.replace("lr: {grid", "model.backbone.drop_path: {grid"),
+            "the config has no key model.backbone.drop_path, the nearest is model.backbone.drop_path_rate",
+        ),
+        (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but the cluster has 0"),
+        (SPEC + "profile: custom\n", "profile is custom, but the data set in data/dataset is of mini"),
+    ],
+)
+def test_what_cannot_run_is_one_sentence(prepared: Project, text: str, sentence: str) -> None:
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 2, result.stderr
+    assert sentence in result.stderr.splitlines()[-1]
+
+
+def test_a_plan_lists_the_trials_and_starts_nothing(prepared: Project) -> None:
+    text = SPEC + "images_per_second: 0.5\n"
+    result = prepared.run("python", "-m", "pipelines.sweep", write_spec(prepared, text), "--plan")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "   1  variant=tiny  lr=0.0001",
+        "   2  variant=tiny  lr=0.001",
+        "2 trials, at most 0.1 GPU-hours at 0.5 images/s",  # 2 trials of 2 epochs of 24 images
+    ]
+    assert not (prepared.path / ".dfvt/sweeps").exists()
+
+
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project) -> None:
+    spec = write_spec(prepared, SPEC + "max_concurrent_trials: 1\n")
+    command = [str(prepared.path / ".venv/bin/python"), "-m", "dfvt", "sweep", spec]
+    log = (prepared.path / "sweep.log").open("w")
+    driver = subprocess.Popen(
+        command,
+        cwd=prepared.path,
+        env=prepared.environment(),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not any(record["status"] == "finished" for record in records(prepared, "two")):
+            assert driver.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.2)
+    finally:
+        driver.kill()
+        driver.wait(30)
+        os.killpg(driver.pid, signal.SIGKILL)  # its Ray too, as when the machine goes
+        log.close()
+    checkpoint = prepared.path / ".dfvt/sweeps/two/trials/0001/checkpoint.pth"
+    written = checkpoint.stat().st_mtime_ns
+
+    result = prepared.run("python", "-m", "dfvt", "sweep", spec)
+    assert result.returncode == 0, result.stderr
+    assert_each_trial_once(prepared, "two", ["finished", "finished"])
+    assert checkpoint.stat().st_mtime_ns == written
+    assert result.stdout.count("| finished | 2/2 |") == 2
+
+    other = write_spec(prepared, SPEC.replace("1.0e-3", "2.0e-3"))
+    result = prepared.run("python", "-m", "dfvt", "sweep", other)
+    assert result.returncode == 2
+    assert "was begun with another spec" in result.stderr.splitlines()[-1]
+
+
+def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
+    text = SPEC.replace("num_epochs: 2", "num_epochs: 1\nmax_failures: 0")
+    text = text.replace("1.0e-3]}", "1.0e-3]}\n  model.backbone.window_size: {grid: [7, wide]}")
+    text = text.replace("[1.0e-4, 1.0e-3]", "[1.0e-4]")
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 0, result.stderr
+    assert_each_trial_once(prepared, "two", ["finished", "failed"])
+    assert "trial 0002 of 2 failed:" in result.stderr
