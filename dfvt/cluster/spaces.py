@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any
 
 from ray import tune
@@ -51,6 +52,7 @@ def searcher_of(spec: SweepSpec) -> Searcher | None:
     """
     if spec.algorithm in DRAWN:
         return None
+    logging.getLogger("optuna").setLevel(logging.WARNING)
     seed = {"random_state_seed": spec.seed} if spec.algorithm == "hyperopt" else {"seed": spec.seed}
     try:
         return tune.search.create_searcher(
@@ -78,7 +80,7 @@ def scheduler_of(spec: SweepSpec, num_epochs: int) -> TrialScheduler | None:
     name = SCHEDULERS[spec.scheduler]
     options: dict[str, Any] = {"time_attr": EPOCH}
     if spec.scheduler in ("asha", "hyperband", "bohb"):
-        options["max_t"] = num_epochs
+        options["max_t"] = num_epochs + 1  # who reaches the last epoch ends by itself, with a checkpoint
     try:
         scheduler = tune.create_scheduler(name, **{**options, **spec.scheduler_options})
     except TypeError as error:

@@ -14,11 +14,12 @@ import ray
 from mmcv import Config
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.result import DONE
 
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.spaces import EPOCH, TRIAL, num_trials_of, param_space_of, scheduler_of, searcher_of
 from dfvt.cluster.spec import DRAWN, TRAIN_KEYS, SweepSpec, active_part, draw_trials, examples, load_spec
-from dfvt.cluster.trials import Status, Sweep, TrialRecord, run_trial
+from dfvt.cluster.trials import Status, Sweep, TrialRecord, TrialTraining
 from dfvt.data.coco import DatasetManifest
 from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
@@ -55,9 +56,9 @@ class Conclusions(tune.Callback):
         self.num_trials = num_trials_of(sweep.spec)
 
     def say(self, trial: Trial, what: str) -> None:
-        number = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]).name
+        name = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]).name
         print(
-            f"sweep {self.sweep.spec.name}: trial {number} of {self.num_trials} {what}",
+            f"sweep {self.sweep.spec.name}: trial {name} of {self.num_trials} {what}",
             file=sys.stderr,
             flush=True,
         )
@@ -71,7 +72,7 @@ class Conclusions(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         metric = self.sweep.spec.metric
-        if metric in result:
+        if metric in result and not result[DONE]:  # its end repeats the last validation
             self.say(trial, f"epoch {result[EPOCH]}: {metric} {result[metric]:.4f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -83,15 +84,18 @@ class Conclusions(tune.Callback):
         self.conclude(trial, "failed")
 
     def conclude(self, trial: Trial, status: Status) -> None:
-        """Ends the record and run of a trial that was stopped before it could."""
-        folder = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL])
-        record = TrialRecord.load(folder)
-        if record is None or record.status != "running":
-            return
-        replace(record, status=status).save(folder)
-        recorder = RunRecorder.attach(self.sweep.tracking_uri, record.mlflow_run_id)
-        recorder.set_tags({"dfvt.stopped_after_epoch": str(record.epoch)})
-        recorder.finish("FINISHED" if status == "stopped" else "FAILED")
+        conclude(self.sweep, self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]), status)
+
+
+def conclude(sweep: Sweep, folder: Path, status: Status) -> None:
+    """Ends the record and run of a trial that was ended before it could."""
+    record = TrialRecord.load(folder)
+    if record is None or record.status != "running":
+        return
+    replace(record, status=status).save(folder)
+    recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
+    recorder.set_tags({"dfvt.stopped_after_epoch": str(record.epoch)})
+    recorder.finish("FINISHED" if status == "stopped" else "FAILED")
 
 
 def prepare_sweep(path: Path, project: Path) -> Sweep:
@@ -187,7 +191,7 @@ def run_trials(sweep: Sweep) -> None:
     max_concurrent = max_concurrent_trials(spec)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep), {"memory": TRIAL_PROCESS_BYTES}
+        tune.with_parameters(TrialTraining, sweep=sweep), {"memory": TRIAL_PROCESS_BYTES}
     )
     if tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
         tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable, resume_errored=True)
@@ -209,11 +213,14 @@ def run_trials(sweep: Sweep) -> None:
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Budget(spec.budget_gpu_hours, spec.num_workers) if spec.budget_gpu_hours else None,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the engine has its own
                 callbacks=[Conclusions(sweep)],
                 verbose=0,
             ),
         )
     tuner.fit()
+    for trial in folder.glob("trials/*"):  # a last validation may have come after the decision to stop
+        conclude(sweep, trial, "stopped")
 
 
 def load_records(folder: Path) -> list[TrialRecord]:

@@ -22,6 +22,7 @@ from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
 
+RELEASE_SECONDS = 60.0
 STOP_SECONDS = 20.0  # of the half minute that machines which are taken away usually grant
 
 
@@ -50,11 +51,14 @@ class TrainingJob:
     max_seconds: float | None = None
 
 
-def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
+def run_training(
+    job: TrainingJob, callbacks: Sequence[Callback] = (), stop: threading.Event | None = None
+) -> None:
     """Runs a training on the connected Ray; `callbacks` are called in this process.
 
     It returns as soon as the training has ended in all workers. Ray Train may still put its actors away:
-    without a dashboard one of them waits twelve seconds for an answer. They end with the session.
+    without a dashboard one of them waits twelve seconds for an answer. They end with the session. With
+    `stop`, which ends the training early once it is set, their resources are free when it returns.
 
     Raises:
         ValueError: the input is at fault, or the cluster cannot hold the workers.
@@ -91,6 +95,9 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
     deadline = time.monotonic() + (job.max_seconds or float("inf"))
     try:
         while not ended and (listening.is_alive() or not events.empty()):
+            if stop and stop.is_set():
+                stops.put(None)
+                break
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the training took longer than its {job.max_seconds:g} seconds")
             try:
@@ -105,6 +112,10 @@ def run_training(job: TrainingJob, callbacks: Sequence[Callback] = ()) -> None:
             stops.put(None)
         training.join(timeout=STOP_SECONDS)
         raise
+    if stop:
+        training.join(timeout=RELEASE_SECONDS)
+        if stop.is_set():
+            return
     if not ended:
         training.join()
         error = failure[0] if failure else RuntimeError("its records were lost on their way here")

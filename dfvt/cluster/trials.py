@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from pydantic import JsonValue
 from ray import tune
+from ray.tune.result import DONE
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.spaces import EPOCH, TRIAL
@@ -21,6 +24,8 @@ from dfvt.tracking.lineage import config_hash
 from dfvt.tracking.mlflow import RunRecorder
 
 RECORD = "trial.json"
+FINAL_FILE = "checkpoint.pth"
+Result = dict[str, Any]
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
@@ -51,11 +56,10 @@ class Sweep:
         Trials that are drawn have a number of their own, whatever Tune calls them: should Tune's state be
         lost with its process, they are found again.
         """
+        name = trial_id
         if self.spec.algorithm in DRAWN:
-            number = draw_trials(self.spec).index(dict(assignment))
-        else:
-            number = int(trial_id.rpartition("_")[2])
-        return self.folder / "trials" / f"{number + 1:04}"
+            name = f"{draw_trials(self.spec).index(dict(assignment)) + 1:04}"
+        return self.folder / "trials" / name
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,12 @@ class TrialRecord:
 
 
 class TrialReports(Callback):
-    """Reports each validation to Ray Tune, after the trial's folder has it."""
+    """Hands on each validation, once the trial's folder has it."""
 
-    def __init__(self, record: TrialRecord, folder: Path, metric: str) -> None:
-        self.record, self.folder, self.metric = record, folder, metric
-        self.reported = False
+    def __init__(
+        self, record: TrialRecord, folder: Path, metric: str, hand_on: Callable[[Result], None]
+    ) -> None:
+        self.record, self.folder, self.metric, self.hand_on = record, folder, metric, hand_on
         self.started = time.monotonic() - record.seconds
 
     def on_start(self, start: TrainingStart) -> None:
@@ -103,10 +108,10 @@ class TrialReports(Callback):
             seconds=time.monotonic() - self.started,
         )
         self.record.save(self.folder)
-        self.report()
+        self.hand_on(self.result())
 
-    def report(self) -> None:
-        """Reports the last validation.
+    def result(self) -> Result:
+        """The last validation as Ray Tune wants it.
 
         Raises:
             ValueError: it has no such number as the sweep is about.
@@ -121,19 +126,55 @@ class TrialReports(Callback):
                     else "there was none, see evaluation.interval"
                 )
             )
-        tune.report({**metrics, EPOCH: self.record.epoch})
-        self.reported = True
+        return {**metrics, EPOCH: self.record.epoch}
 
 
-def run_trial(config: dict[str, Any], sweep: Sweep) -> None:
-    """Ray Tune's trainable. Started again after a failure, it goes on in the same folder and MLflow run.
+class TrialTraining(tune.Trainable):
+    """A trial as Ray Tune steps it, a validation a step; stopped early, it frees its workers first.
+
+    Started again after a failure, it goes on in the same folder and MLflow run.
+    """
+
+    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:  # type: ignore[override]  # with_parameters
+        self.results: SimpleQueue[Result | BaseException] = SimpleQueue()
+        self.last: Result = {}
+        self.stop_asked = threading.Event()
+        self.thread = threading.Thread(target=self.train_in_thread, args=(config[TRIAL], sweep), daemon=True)
+        self.thread.start()
+
+    def train_in_thread(self, drawn: Assignment, sweep: Sweep) -> None:
+        try:
+            result = run_trial(sweep, self.trial_id, drawn, self.results.put, self.stop_asked)
+            self.results.put({**result, DONE: True})
+        except BaseException as error:  # raised in step
+            self.results.put(error)
+
+    def step(self) -> Result:
+        """Waits for the next validation, or for the end."""
+        result = self.results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def cleanup(self) -> None:
+        self.stop_asked.set()
+        self.thread.join()
+
+
+def run_trial(
+    sweep: Sweep,
+    trial_id: str,
+    drawn: Assignment,
+    hand_on: Callable[[Result], None],
+    stop: threading.Event,
+) -> Result:
+    """Trains until the end, or until `stop`; returns the last validation.
 
     Raises:
         ValueError, RuntimeError: the training failed.
     """
-    trial_id = tune.get_context().get_trial_id()
-    folder = sweep.trial_folder(trial_id, config[TRIAL])
-    assignment = active_part(sweep.spec.space, config[TRIAL])
+    folder = sweep.trial_folder(trial_id, drawn)
+    assignment = active_part(sweep.spec.space, drawn)
     job, params = job_of(sweep, assignment, folder, trial_id)
     record = TrialRecord.load(folder)
     if record is None:
@@ -149,13 +190,13 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> None:
         record.save(folder)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
-    reports = TrialReports(record, folder, sweep.spec.metric)
-    if record.status != "finished":
-        run_training(job, [MlflowCurves(recorder), reports])
-        replace(reports.record, status="finished").save(folder)
-        recorder.finish()
-    if not reports.reported:  # its process was killed between its end and Tune's note of it
-        reports.report()
+    reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
+    if record.status != "finished":  # else its process was killed between its end and Tune's note of it
+        run_training(job, [MlflowCurves(recorder), reports], stop)
+        if (folder / FINAL_FILE).is_file():
+            replace(reports.record, status="finished").save(folder)
+            recorder.finish()
+    return reports.result()
 
 
 def job_of(

@@ -132,3 +132,28 @@ def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     assert result.returncode == 0, result.stderr
     assert_each_trial_once(prepared, "two", ["finished", "failed"])
     assert "trial 0002 of 2 failed:" in result.stderr
+
+
+def test_trials_that_a_searcher_chose_and_a_scheduler_stopped_are_whole(prepared: Project) -> None:
+    text = """
+name: searched
+algorithm: optuna
+scheduler: asha
+scheduler_options: {grace_period: 1, reduction_factor: 2}
+num_samples: 3
+num_epochs: 2
+batch_size: 4
+cfg_options: {log_config.interval: 1, evaluation.interval: 1}
+space:
+  lr: {loguniform: [1.0e-5, 1.0e-2]}
+  seed: {randint: [0, 9]}
+"""
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 0, result.stderr
+    statuses = [record["status"] for record in records(prepared, "searched")]
+    assert len(statuses) == 3 and set(statuses) <= {"finished", "stopped"}
+    assert "finished" in statuses
+    assert_each_trial_once(prepared, "searched", statuses)
+    for record in records(prepared, "searched"):
+        assert 1e-5 <= record["assignment"]["lr"] <= 1e-2
+        assert (record["status"] == "finished") == (record["epoch"] == 2)
