@@ -47,7 +47,7 @@ def _parser() -> ArgumentParser:
     from mmcv import DictAction
 
     class Options(DictAction):
-        """mmcv's, which shows a traceback for an option without a value."""
+        """mmcv's, which shows a traceback for an option without a value or with half a bracket."""
 
         def __call__(
             self, parser: ArgumentParser, namespace: Namespace, values: list[str], *rest: Any
@@ -55,7 +55,10 @@ def _parser() -> ArgumentParser:
             for value in values:
                 if "=" not in value:
                     parser.error(f"--cfg-options {value}: it needs a value, KEY=VALUE")
-            super().__call__(parser, namespace, values, *rest)
+            try:
+                super().__call__(parser, namespace, values, *rest)
+            except AssertionError as error:  # unbalanced brackets
+                parser.error(f"--cfg-options {' '.join(values)}: {error}")
 
     parser = ArgumentParser(prog="dfvt", description="Train, test and measure DFvT detectors.")
     parser.add_argument("--version", action="version", version=f"dfvt {__version__}")

@@ -59,6 +59,7 @@ class SeededDataset(Dataset):
 
     def __init__(self, dataset: Any, *, skip_unreadable: bool = False) -> None:
         self.dataset = dataset
+        self.CLASSES = getattr(dataset, "CLASSES", None)  # mmdet's NumClassCheckHook looks here
         self.skip_unreadable = skip_unreadable
 
     def __len__(self) -> int:

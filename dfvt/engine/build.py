@@ -28,7 +28,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     """
     with arguments_of("model"):
         model = build_detector(cfg.model)
-    model.init_weights()
+        model.init_weights()
     model.CLASSES = classes
     keep_interfaces_in_float32(model)
     if cfg.get("sync_batchnorm") and get_dist_info()[1] > 1:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from mmcv import Config
 
@@ -48,7 +49,7 @@ def arguments_of(section: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: the section names a file that is missing.
-        ValueError: an argument is unknown, missing or of the wrong type.
+        ValueError: an argument is unknown, missing or of the wrong type, or weights cannot be fetched.
     """
     try:
         yield
@@ -57,8 +58,17 @@ def arguments_of(section: str) -> Iterator[None]:
         if missing is None:
             raise
         raise FileNotFoundError(f"{missing[1]} does not exist, which the config's {section} names") from error
+    except URLError as error:
+        raise ValueError(
+            f"the config's {section} names a file that cannot be fetched ({error.reason}): "
+            "fetch it elsewhere and give its path"
+        ) from error
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
+        reason = str(error.args[0]) if error.args else ""
+        reason = re.sub(r"'(\S+ is not in the [^']*)'", r"\1", reason)
+        if not reason.rpartition(": ")[2]:  # an assertion without words: its line says what it wants
+            cause: BaseException = error.__context__ or error
+            reason += traceback.extract_tb(cause.__traceback__)[-1].line or type(error).__name__
         raise ValueError(f"the config's {section} cannot be built: {reason}") from error
 
 

@@ -22,6 +22,7 @@ from dfvt.engine.compat import to_device
 # COCO's twelve numbers: average precisions as the contract names them, then average recalls.
 METRIC_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
 RECALL_SUFFIXES = ("_1", "_10", "_100", "_s", "_m", "_l")
+METRIC_NAMES = tuple(f"{kind}_mAP{suffix}" for kind in ("bbox", "segm") for suffix in METRIC_SUFFIXES)
 # pycocotools' precision after one right detection is 1 − 2⁻⁵², not 1: the last bits of a mean may differ.
 NUM_DECIMALS = 9
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mmcv import Config
 
+from dfvt.engine.evaluate import METRIC_NAMES
+
 EPOCH_RUNNERS = ("EpochBasedRunner", "EpochBasedRunnerAmp")
 
 
@@ -30,7 +32,13 @@ def check_supported(cfg: Config) -> None:
         ("data.workers_per_gpu", cfg.data.get("workers_per_gpu"), 0),
     ):
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} {value!r} must be a number from {least}")
+            raise ValueError(f"{name} {value!r} must be a whole number from {least}")
+    evaluation = cfg.get("evaluation") or {}
+    interval, best = evaluation.get("interval", 1), evaluation.get("save_best", "auto")
+    if not isinstance(interval, int) or interval < 0:
+        raise ValueError(f"evaluation.interval {interval!r} must be a whole number from 0 (never)")
+    if best and best not in ("auto", *METRIC_NAMES):
+        raise ValueError(f"evaluation.save_best {best!r} must be auto or one of {', '.join(METRIC_NAMES)}")
     lr = cfg.optimizer.get("lr", 1.0)
     if not isinstance(lr, int | float):
         raise ValueError(f"optimizer.lr {lr!r} must be a number")

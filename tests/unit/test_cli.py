@@ -89,6 +89,15 @@ def test_an_option_without_a_value_is_one_sentence(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.endswith("--cfg-options optimizer.lr: it needs a value, KEY=VALUE\n")
 
 
+def test_an_option_with_half_a_bracket_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", CONFIG, "--cfg-options", "lr_config.step=(8,11"])
+    assert stop.value.code == 2
+    assert (
+        "--cfg-options lr_config.step=(8,11: Imbalanced brackets" in capsys.readouterr().err.splitlines()[-1]
+    )
+
+
 def test_debug_shows_where_an_error_comes_from() -> None:
     with pytest.raises(FileNotFoundError):
         main(["profile", "absent.py", "--debug"])

@@ -55,6 +55,7 @@ model = dict(
                   frozen_stages=1,
                   norm_cfg=dict(type='BN', requires_grad=True), norm_eval=True, style='pytorch'),
     neck=dict(in_channels=[256, 512, 1024, 2048]))
+custom_hooks = [dict(type='NumClassCheckHook')]
 """
 # Three images and one epoch; everything else is as it was published.
 SHORT = ["data.samples_per_gpu=1", "data.workers_per_gpu=0", "runner.max_epochs=1"]
@@ -143,13 +144,27 @@ def test_another_detector_of_mmdet_trains(checkout: Path, monkeypatch: pytest.Mo
     ("option", "sentence"),
     [
         ("optimizer.lr=abc", "optimizer.lr 'abc' must be a number"),
-        ("runner.max_epochs=-1", "runner.max_epochs -1 must be a number from 1"),
-        ("data.samples_per_gpu=0", "data.samples_per_gpu 0 must be a number from 1"),
+        ("runner.max_epochs=-1", "runner.max_epochs -1 must be a whole number from 1"),
+        ("data.samples_per_gpu=0", "data.samples_per_gpu 0 must be a whole number from 1"),
         ("lr_config.policy=foo", "the config's lr_config cannot be built: FooLrUpdaterHook"),
         ("model.roi_head.mask_head.num_classes=3", "num_classes is 3, data.train has 80 classes (person"),
         ("data.train.ann_file=list.json", "the config's data.train cannot be built: CocoDataset: annotation"),
         ("data.train.ann_file=damaged.json", "annotations damaged.json are not valid JSON: Expecting"),
         ("optimizer.betas=1", "the config's optimizer cannot be built"),
+        (
+            "evaluation.save_best=mAPP",
+            "evaluation.save_best 'mAPP' must be auto or one of bbox_mAP, bbox_mAP_50",
+        ),
+        ("evaluation.interval=often", "evaluation.interval 'often' must be a whole number from 0 (never)"),
+        ("data.train.pipeline.2.img_scale=big", "Resize: assert mmcv.is_list_of(self.img_scale, tuple)"),
+        (
+            "data.train.pipeline.1.type=LoadAnotations",
+            "CocoDataset: LoadAnotations is not in the pipeline reg",
+        ),
+        (
+            "model.neck.init_cfg.type=Pretrained model.neck.init_cfg.checkpoint=http://127.0.0.1:9/x.pth",
+            "the config's model names a file that cannot be fetched",
+        ),
     ],
 )
 def test_a_mistake_in_a_training_is_one_sentence(
@@ -163,7 +178,7 @@ def test_a_mistake_in_a_training_is_one_sentence(
     Path("list.json").write_text("[]")
     Path("damaged.json").write_text('{"images": ')
     arguments = ["configs/DFvT/published.py", "--gpus", "0", "--work-dir", "nothing"]
-    assert main(["train", *arguments, "--cfg-options", *SHORT, option]) == 2
+    assert main(["train", *arguments, "--cfg-options", *SHORT, *option.split()]) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said
     assert "\n" not in said
