@@ -67,7 +67,9 @@ def arguments_of(section: str) -> Iterator[None]:
         reason = str(error.args[0]) if error.args else ""
         reason = re.sub(r"'(\S+ is not in the [^']*)'", r"\1", reason)
         if not reason.rpartition(": ")[2]:  # an assertion without words: its line says what it wants
-            cause: BaseException = error.__context__ or error
+            cause: BaseException = error
+            while cause.__context__:
+                cause = cause.__context__
             reason += traceback.extract_tb(cause.__traceback__)[-1].line or type(error).__name__
         raise ValueError(f"the config's {section} cannot be built: {reason}") from error
 
