@@ -1,6 +1,6 @@
 # Every target sets the environment up first; done once, that takes a fraction of a second.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test ui lint pins clean
+.PHONY: help setup repro test test-all ui lint pins clean
 
 # The first Python that is supported and runs: a name on PATH may be a stub that does not. PYTHON=... names another.
 PYTHON := $(or $(PYTHON),$(shell \
@@ -26,6 +26,9 @@ repro: setup  ## run the experiment of params.yaml, as far as anything changed
 	@exec .venv/bin/python -m pipelines.repro $(ARGS)
 
 test: setup  ## run the tests; ARGS='-k name' chooses
+	@exec .venv/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: setup  ## run the slow tests too
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 ui: setup  ## serve MLflow on 127.0.0.1; PORT=5000

@@ -29,8 +29,8 @@ from dfvt.settings import (
 )
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax", "bohb"]
-Scheduler = Literal["none", "asha", "hyperband", "median", "pbt", "pb2", "bohb"]
+Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax"]
+Scheduler = Literal["none", "asha", "median"]
 DRAWN: tuple[Algorithm, ...] = ("grid", "random")  # all trials are known before the first one starts
 TRAIN_KEYS = ("seed", "lr", "num_epochs", "batch_size")  # others of a space are keys of the config
 RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "randint")
@@ -173,8 +173,6 @@ def problem_of(spec: SweepSpec) -> str | None:
             return f"space.{key} must hold whole numbers: write randint"
     if "variant" in spec.space:
         return "space.variant is given by variants: [tiny, …]"
-    if (spec.algorithm == "bohb") != (spec.scheduler == "bohb"):
-        return "algorithm bohb and scheduler bohb go together"
     for key, domain in spec.space.items():
         for other in domain.when:
             if other not in spec.space or other == key:

@@ -124,6 +124,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
     assert "was begun with another spec" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     text = SPEC.replace("num_epochs: 2", "num_epochs: 1\nmax_failures: 0")
     text = text.replace("1.0e-3]}", "1.0e-3]}\n  model.backbone.window_size: {grid: [7, wide]}")
@@ -134,6 +135,7 @@ def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     assert "trial 0002 of 2 failed:" in result.stderr
 
 
+@pytest.mark.slow
 def test_trials_that_a_searcher_chose_and_a_scheduler_stopped_are_whole(prepared: Project) -> None:
     text = """
 name: searched
