@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -15,6 +15,7 @@ from dfvt.cluster.spec import DRAWN, Domain, SweepSpec, draw_trials
 TRIAL = "trial"  # the key of Tune's config that holds what a trial sets
 EPOCH = "epoch"  # what a trial reports its age in
 SCHEDULERS = {"asha": "asynchyperband", "median": "median_stopping_rule"}
+SEED_ARGUMENTS = {"optuna": "seed", "hyperopt": "random_state_seed"}
 
 
 def param_space_of(spec: SweepSpec) -> dict[str, Any]:
@@ -45,15 +46,11 @@ def searcher_of(spec: SweepSpec) -> Searcher | None:
     """
     if spec.algorithm in DRAWN:
         return None
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-    seed = {"random_state_seed": spec.seed} if spec.algorithm == "hyperopt" else {"seed": spec.seed}
+    if spec.algorithm == "optuna":
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = {SEED_ARGUMENTS[spec.algorithm]: spec.seed} if spec.algorithm in SEED_ARGUMENTS else {}
     try:
-        return tune.search.create_searcher(
-            spec.algorithm,
-            metric=spec.metric,
-            mode=spec.mode,
-            **(seed if spec.algorithm in ("optuna", "hyperopt") else {}),
-        )
+        return tune.search.create_searcher(spec.algorithm, metric=spec.metric, mode=spec.mode, **seed)
     except (ImportError, AssertionError) as error:
         raise ValueError(
             f"algorithm {spec.algorithm} needs a library that is not installed: {str(error).splitlines()[0]}"

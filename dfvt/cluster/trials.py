@@ -137,7 +137,6 @@ class TrialTraining(tune.Trainable):
 
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:  # type: ignore[override]  # with_parameters
         self.results: SimpleQueue[Result | BaseException] = SimpleQueue()
-        self.last: Result = {}
         self.stop_asked = threading.Event()
         self.thread = threading.Thread(target=self.train_in_thread, args=(config[TRIAL], sweep), daemon=True)
         self.thread.start()
@@ -190,6 +189,9 @@ def run_trial(
         record.save(folder)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
+        if record.status == "failed":  # tried once more: it may yet be stopped, or finish
+            record = replace(record, status="running")
+            record.save(folder)
     reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
         run_training(job, [MlflowCurves(recorder), reports], stop)
