@@ -26,6 +26,7 @@ from dfvt.engine.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
 IMG_SCALE = (832, 640)
+REPEATS = 20
 
 
 class Table(Callback):
@@ -78,7 +79,7 @@ def pipelines() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def main() -> None:
     quiet_libraries()
     coco, work_dir = Path(sys.argv[1]), Path(sys.argv[2])
-    num_images, num_epochs, batch_size = map(int, sys.argv[3:6] if len(sys.argv) > 3 else (64, 165, 8))
+    num_images, num_epochs, batch_size = map(int, sys.argv[3:6] if len(sys.argv) > 3 else (64, 6, 4))
     options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
     device = choose_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -91,24 +92,28 @@ def main() -> None:
     cfg = load_config(CONFIG)
     for split, pipeline in zip(("train", "val", "test"), (lambda a, b: (a, b, b))(*pipelines()), strict=True):
         cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
-    schedule = {"policy": "FlatCosineAnnealing", "start_percent": 0.7, "min_lr": 0.0, "by_epoch": False}
+    # an epoch of eight iterations would spend its time at the boundaries
+    cfg.data.train = {"type": "RepeatDataset", "times": REPEATS, "dataset": cfg.data.train}
+    keys = {"neck": {"lr_mult": 0.1}, "backbone": {"lr_mult": 0.2}}
     cfg.merge_from_dict(
         {
             "data.samples_per_gpu": batch_size,
             "data.workers_per_gpu": 8,
             "model.backbone.drop_path_rate": 0.0,
-            "optimizer.lr": 4e-4,
+            "optimizer.lr": 2e-4,
+            "optimizer.paramwise_cfg": {"_delete_": True, "custom_keys": keys},
             "optimizer_config.grad_clip": {"_delete_": True, "max_norm": 10.0},
             "lr_config": {
                 "_delete_": True,
-                **schedule,
+                "policy": "poly",
+                "by_epoch": False,
                 "warmup": "linear",
-                "warmup_iters": 500,
+                "warmup_iters": 60,
                 "warmup_ratio": 0.001,
             },
             "runner.max_epochs": num_epochs,
-            "evaluation.interval": 40,
-            "checkpoint_config.interval": 40,
+            "evaluation.interval": 2,
+            "checkpoint_config.interval": 2,
             "log_config.interval": 8,
             **options,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from json import JSONDecodeError
 from typing import Any
@@ -31,19 +31,38 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
         if isinstance(damage, JSONDecodeError):
             raise ValueError(f"annotations {cfg.get('ann_file')} are not valid JSON: {damage}") from damage
         raise
-    if isinstance(dataset, CocoDataset):
-        ids = {category["name"]: category["id"] for category in dataset.coco.dataset["categories"]}
-        missing = [name for name in dataset.CLASSES if name not in ids]
-        if missing:
-            raise ValueError(
-                f"{dataset.ann_file} has no category {missing[0]!r}: set data.train.classes, "
-                "data.val.classes and data.test.classes to its categories"
-            )
-        dataset.cat_ids = [ids[name] for name in dataset.CLASSES]
-        dataset.cat2label = {cat_id: label for label, cat_id in enumerate(dataset.cat_ids)}
+    for part in coco_parts(dataset):
+        number_labels_by_class(part)
         if not test_mode:
-            share_annotations(dataset)
+            share_annotations(part)
     return dataset
+
+
+def coco_parts(dataset: Any) -> Iterator[CocoDataset]:
+    """The data set itself, or those that mmdet's wrappers (repeat, concatenate, balance, mix) hold."""
+    if isinstance(dataset, CocoDataset):
+        yield dataset
+    else:
+        for part in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
+            if part is not None:
+                yield from coco_parts(part)
+
+
+def number_labels_by_class(dataset: CocoDataset) -> None:
+    """Makes label i class i of the config.
+
+    Raises:
+        ValueError: the annotation file lacks a class.
+    """
+    ids = {category["name"]: category["id"] for category in dataset.coco.dataset["categories"]}
+    missing = [name for name in dataset.CLASSES if name not in ids]
+    if missing:
+        raise ValueError(
+            f"{dataset.ann_file} has no category {missing[0]!r}: set data.train.classes, "
+            "data.val.classes and data.test.classes to its categories"
+        )
+    dataset.cat_ids = [ids[name] for name in dataset.CLASSES]
+    dataset.cat2label = {cat_id: label for label, cat_id in enumerate(dataset.cat_ids)}
 
 
 def require_num_classes(model: ConfigDict, classes: Sequence[str], section: str) -> None:

@@ -39,17 +39,23 @@ def training_identity(cfg: Config, *, seed: int, num_images: int) -> dict[str, s
     runner = dict(cfg.runner)
     if cfg.lr_config.get("policy") in LENGTHENED_POLICIES:
         runner.pop("max_epochs")
-    dataset = {key: value for key, value in cfg.data.train.items() if key not in PATH_KEYS}
     parts: dict[str, Any] = {key: cfg.get(key) for key in IDENTITY_KEYS} | {
         "model": model,
         "runner": runner,
-        "data.train": dataset,
+        "data.train": without_paths(cfg.data.train),
         "data.samples_per_gpu": cfg.data.samples_per_gpu,
         "custom_hooks": cfg.get("custom_hooks") or [],
         "seed": seed,
         "number of training images": num_images,
     }
     return {name: repr(value) for name, value in parts.items()}
+
+
+def without_paths(value: Any) -> Any:
+    """A data set's config, or that of a wrapper of some, without where its files are."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items() if key not in PATH_KEYS}
+    return [without_paths(item) for item in value] if isinstance(value, list) else value
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

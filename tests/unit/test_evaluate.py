@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcv import Config
+from mmcv import Config, ConfigDict
 from mmdet.datasets.api_wrappers import COCO
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
@@ -198,3 +198,7 @@ def test_labels_follow_the_classes_whatever_the_order_in_the_file(config: Config
     assert evaluate_results(other, results_of(straight)).class_ap == (
         evaluate_results(straight, results_of(straight)).class_ap
     )
+    both = [config.data.val, {"type": "RepeatDataset", "times": 2, "dataset": config.data.val}]
+    wrapped = build_coco_dataset(ConfigDict(type="ConcatDataset", datasets=both), test_mode=True)
+    direct, repeated = wrapped.datasets
+    assert direct.cat2label == repeated.dataset.cat2label == straight.cat2label
