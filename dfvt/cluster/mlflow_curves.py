@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord
+from ray.actor import ActorHandle
+
+from dfvt.cluster.relay import ClusterCallback
+from dfvt.engine.callbacks import EvaluationRecord, StepRecord, TrainingStart
 from dfvt.tracking.mlflow import RunRecorder
 
 SECONDS_BETWEEN_REQUESTS = 10.0
+PATIENCE_SECONDS = 3600.0  # at the end of a training, with a server that does not answer
 
 
-class MlflowCurves(Callback):
-    """Logs learning curves and validation numbers into an MLflow run, several steps a request."""
+class MlflowCurves(ClusterCallback):
+    """Logs learning curves and validation numbers into an MLflow run, several steps a request.
+
+    What a server that is down did not take is sent with the next request, at the end of the training at last.
+    """
 
     def __init__(self, recorder: RunRecorder) -> None:
         self.recorder = recorder
         self.pending: list[tuple[int, dict[str, float]]] = []
         self.last_request = time.monotonic()
+        self.nodes: dict[int, str] = {}
+
+    def on_start(self, start: TrainingStart) -> None:
+        if start.not_read_back:
+            self.set_tag("dfvt.not_read_back", " ".join(start.not_read_back))
+
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None:
+        self.nodes[rank] = node_id
+        self.set_tag("ray.nodes", " ".join(self.nodes[rank] for rank in sorted(self.nodes)))
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Sets a tag, unless the server cannot be reached: the training is worth more."""
+        with suppress(ConnectionError):
+            self.recorder.set_tags({name: value})
 
     def on_step(self, record: StepRecord) -> None:
         numbers = {f"train/{name}": value for name, value in record.losses.items()}
@@ -35,11 +58,21 @@ class MlflowCurves(Callback):
         self.flush()
 
     def on_end(self, checkpoint: Path) -> None:
-        self.flush()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.pending and time.monotonic() < deadline:
+            self.flush()
+        if self.pending:
+            raise RuntimeError(
+                f"the MLflow store takes no numbers for {PATIENCE_SECONDS / 60:.0f} minutes: start it, and "
+                "then the training again, which has ended and is not repeated"
+            )
 
     def flush(self) -> None:
-        """Sends what is pending."""
-        if self.pending:
-            self.recorder.log_curve(self.pending)
-        self.pending.clear()
+        """Sends what is pending, or keeps it for the next time when the server cannot be reached."""
+        try:
+            if self.pending:
+                self.recorder.log_curve(self.pending)
+            self.pending.clear()
+        except ConnectionError as error:
+            print(f"{error}: its numbers are kept, and sent later", file=sys.stderr, flush=True)
         self.last_request = time.monotonic()

@@ -5,11 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.actor import ActorHandle
 from ray.util.queue import Queue
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
 Event = tuple[str, tuple[Any, ...]]  # a method of Callback, its arguments
+
+
+class ClusterCallback(Callback):
+    """A callback that also hears which node each worker runs on, and as which actor."""
+
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None: ...
+
+
+def worker_event(rank: int) -> Event:
+    """What a worker puts into the queue when it has started."""
+    context = ray.get_runtime_context()
+    return ClusterCallback.on_worker.__name__, (rank, context.get_node_id(), context.current_actor)
 
 
 class QueueRelay(Callback):
@@ -43,6 +57,7 @@ def is_last(event: Event) -> bool:
 
 
 def replay(event: Event, callback: Callback) -> None:
-    """Makes a call that a `QueueRelay` recorded."""
+    """Makes a call that a worker recorded."""
     method, arguments = event
-    getattr(callback, method)(*arguments)
+    if method != ClusterCallback.on_worker.__name__ or isinstance(callback, ClusterCallback):
+        getattr(callback, method)(*arguments)

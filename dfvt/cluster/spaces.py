@@ -33,11 +33,6 @@ def tune_domain(domain: Domain) -> Any:
     return getattr(tune, domain.kind)(*domain.values)
 
 
-def num_trials_of(spec: SweepSpec) -> int:
-    """How many trials the sweep has."""
-    return len(draw_trials(spec)) if spec.algorithm in DRAWN else spec.num_samples
-
-
 def searcher_of(spec: SweepSpec) -> Searcher | None:
     """The searcher that chooses the trials; None where they are drawn.
 

@@ -136,6 +136,9 @@ class SweepSpec(Section):
     num_workers: Count = 1
     use_gpu: Switch = "auto"
     cpus_per_worker: Count = 1
+    resources_per_worker: Mapping[Text, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="a mapping of resources that the cluster's nodes declare to numbers above 0"
+    )
     max_failures: int = Field(default=3, ge=0, description="a whole number of at least 0")
     trial_seconds: float | None = Field(
         default=None, gt=0, description="the most seconds that a trial may take, or null"
@@ -223,6 +226,11 @@ def draw_trials(spec: SweepSpec) -> list[dict[str, JsonValue]]:
         trial = active_part(spec.space, assignment)
         trials.setdefault(repr(sorted(trial.items())), trial)
     return list(trials.values())
+
+
+def num_trials_of(spec: SweepSpec) -> int:
+    """How many trials the sweep has."""
+    return len(draw_trials(spec)) if spec.algorithm in DRAWN else spec.num_samples
 
 
 def examples(spec: SweepSpec) -> Iterator[dict[str, Any]]:

@@ -10,24 +10,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from mmcv import Config
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 
+from dfvt.cluster.capacity import max_concurrent_trials
+from dfvt.cluster.records import LINEAGE, SWEEPS, Status, TrialRecord, load_records, require_same_spec
 from dfvt.cluster.session import ray_session
-from dfvt.cluster.spaces import EPOCH, TRIAL, num_trials_of, param_space_of, scheduler_of, searcher_of
-from dfvt.cluster.spec import DRAWN, TRAIN_KEYS, SweepSpec, active_part, draw_trials, examples, load_spec
-from dfvt.cluster.trials import Status, Sweep, TrialRecord, TrialTraining
+from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of
+from dfvt.cluster.spec import (
+    DRAWN,
+    TRAIN_KEYS,
+    active_part,
+    draw_trials,
+    examples,
+    load_spec,
+    num_trials_of,
+)
+from dfvt.cluster.trainable import RunTrial, Sweep, TrialTraining
 from dfvt.data.coco import DatasetManifest
 from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
 
-SWEEPS = Path(".dfvt/sweeps")
 DATASET_MANIFEST = Path("data/dataset/manifest.json")
-SPEC_FILE = "spec.json"
 TUNE_FOLDER = "tune"
 # A trial's own process waits for its workers: it takes memory, and no CPU from them.
 TRIAL_PROCESS_BYTES = 600 * 2**20
@@ -98,8 +105,11 @@ def conclude(sweep: Sweep, folder: Path, status: Status) -> None:
     recorder.finish("FINISHED" if status == "stopped" else "FAILED")
 
 
-def prepare_sweep(path: Path, project: Path) -> Sweep:
-    """Reads a spec, and checks it against the configs and the data set of the project in `project`.
+def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
+    """Reads a spec, and checks it against the configs of the project in `project` and its data set.
+
+    Data set, weights, sweeps and `mlflow.db` lie in `home`: in the project, unless a cluster's nodes have
+    its code alone.
 
     Raises:
         FileNotFoundError: the spec, a config or the data set is missing.
@@ -112,7 +122,9 @@ def prepare_sweep(path: Path, project: Path) -> Sweep:
     settings = settings.model_copy(
         update={"profile": spec.profile or settings.profile, "configs": spec.configs or settings.configs}
     )
-    manifest = DatasetManifest.load(project / DATASET_MANIFEST)
+    home = home or project
+    manifest = DatasetManifest.load(home / DATASET_MANIFEST)
+    manifest = manifest.model_copy(update={"root": home / manifest.root})
     if manifest.name != settings.profile:
         raise ValueError(
             f"{path}: profile is {settings.profile}, but the data set in {DATASET_MANIFEST.parent} is of "
@@ -122,7 +134,7 @@ def prepare_sweep(path: Path, project: Path) -> Sweep:
     for variant in spec.variants:
         cfg = load_config(project / settings.config_path(variant))
         use_dataset(cfg, manifest)
-        weights = project / "weights" / variant / "backbone.pth"
+        weights = home / "weights" / variant / "backbone.pth"
         if settings.use_pretrained and weights.is_file():
             cfg.model.pretrained = str(weights)
         configs[variant] = with_absolute_paths(cfg, project).pretty_text
@@ -137,13 +149,14 @@ def prepare_sweep(path: Path, project: Path) -> Sweep:
             raise ValueError(f"{path}: {error}") from error
     lineage = collect_lineage(
         project, variant="", profile=settings.profile, data_hash=manifest.data_hash, config_hash=""
-    )
+    ) | json.loads(os.environ.get(LINEAGE, "{}"))
     return Sweep(
         spec=spec,
-        folder=project / SWEEPS / spec.name,
+        folder=home / SWEEPS / spec.name,
         configs=configs,
         lineage=lineage,
-        tracking_uri=tracking_uri(project),
+        tracking_uri=tracking_uri(home),
+        artifact_root=home / "mlartifacts",
         experiment=settings.tracking.experiment,
         num_train_images=manifest.num_train_images,
     )
@@ -185,13 +198,13 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     return load_records(sweep.folder)
 
 
-def run_trials(sweep: Sweep) -> None:
-    """Runs the trials on the connected Ray that have not ended yet."""
+def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
+    """Runs the trials on the connected Ray that have not ended yet; `run` as in `TrialTraining`."""
     spec, folder = sweep.spec, sweep.folder
     max_concurrent = max_concurrent_trials(spec)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
     trainable = tune.with_resources(
-        tune.with_parameters(TrialTraining, sweep=sweep), {"memory": TRIAL_PROCESS_BYTES}
+        tune.with_parameters(TrialTraining, sweep=sweep, run=run), {"memory": TRIAL_PROCESS_BYTES}
     )
     if tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
         tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable, resume_errored=True)
@@ -207,6 +220,7 @@ def run_trials(sweep: Sweep) -> None:
                 scheduler=scheduler_of(spec, num_epochs),
                 num_samples=1 if spec.algorithm in DRAWN else spec.num_samples,
                 max_concurrent_trials=max_concurrent,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
@@ -221,50 +235,6 @@ def run_trials(sweep: Sweep) -> None:
     tuner.fit()
     for trial in folder.glob("trials/*"):  # a last validation may have come after the decision to stop
         conclude(sweep, trial, "stopped")
-
-
-def load_records(folder: Path) -> list[TrialRecord]:
-    """The records of a sweep's trials, in their order."""
-    return [record for record in map(TrialRecord.load, sorted(folder.glob("trials/*"))) if record]
-
-
-def require_same_spec(spec: SweepSpec, folder: Path) -> None:
-    """Notes the spec in a new sweep's folder, and compares it with that of one which goes on.
-
-    Raises:
-        ValueError: they differ.
-    """
-    text = json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"
-    file = folder / SPEC_FILE
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(text)
-        partial.replace(file)
-    elif file.read_text() != text:
-        raise ValueError(
-            f"the sweep {spec.name} in {folder} was begun with another spec: "
-            "give this one another name, or remove that folder to begin anew"
-        )
-
-
-def max_concurrent_trials(spec: SweepSpec) -> int:
-    """How many trials fit the connected cluster at once, at most as many as the spec allows.
-
-    Raises:
-        ValueError: not even one does.
-    """
-    resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= spec.num_workers if spec.use_gpu == "auto" else spec.use_gpu
-    wanted = {"CPU": spec.num_workers * spec.cpus_per_worker, "GPU": spec.num_workers if use_gpu else 0}
-    for name, number in wanted.items():
-        if number > resources.get(name, 0):
-            raise ValueError(
-                f"a trial needs {number} {name}s (num_workers {spec.num_workers}), but the cluster has "
-                f"{int(resources.get(name, 0))}: lower num_workers, cpus_per_worker, or set use_gpu to false"
-            )
-    fitting = min(int(resources[name] // number) for name, number in wanted.items() if number)
-    return min(fitting, spec.max_concurrent_trials or fitting)
 
 
 def max_epochs(sweep: Sweep) -> int:

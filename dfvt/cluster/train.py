@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
-from dfvt.cluster.relay import Event, QueueRelay, is_last, replay
+from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, replay, worker_event
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
@@ -38,6 +39,8 @@ class TrainingJob:
         use_gpu: `auto` uses GPUs when the cluster has enough.
         lineage: goes into the checkpoint's meta data.
         cpus_per_worker: CPUs of a worker instead of its share of the cluster's.
+        resources_per_worker: resources that nodes declare themselves, beside CPUs and GPUs.
+        expected: see `dfvt.engine.train.train`.
         max_seconds: after which the training counts as failed.
     """
 
@@ -48,7 +51,24 @@ class TrainingJob:
     use_gpu: bool | Literal["auto"]
     lineage: dict[str, str]
     cpus_per_worker: int | None = None
+    resources_per_worker: Mapping[str, float] = field(default_factory=dict)
+    expected: Mapping[str, Any] = field(default_factory=dict)
     max_seconds: float | None = None
+
+
+class Workers(ClusterCallback):
+    """Knows the workers of a training, to end those that do not end by themselves."""
+
+    def __init__(self) -> None:
+        self.actors: dict[int, ActorHandle] = {}
+
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None:
+        self.actors[rank] = actor
+
+    def kill(self) -> None:
+        """Ends their processes; Ray Train frees their places when it notices."""
+        for actor in self.actors.values():
+            ray.kill(actor)
 
 
 def run_training(
@@ -87,6 +107,8 @@ def run_training(
         except BaseException as error:  # handed to the calling thread
             failure.append(error)
 
+    workers = Workers()
+    callbacks = [workers, *callbacks]
     training = threading.Thread(target=fit, daemon=True)
     listening = threading.Thread(target=collect, args=(relayed, training, events), daemon=True)
     training.start()
@@ -99,6 +121,8 @@ def run_training(
                 stops.put(None)
                 break
             if time.monotonic() > deadline:
+                workers.kill()  # without them their places would stay taken
+                training.join(timeout=RELEASE_SECONDS)
                 raise RuntimeError(f"the training took longer than its {job.max_seconds:g} seconds")
             try:
                 event = events.get(timeout=0.5)
@@ -114,6 +138,9 @@ def run_training(
         raise
     if stop:
         training.join(timeout=RELEASE_SECONDS)
+        if training.is_alive():
+            workers.kill()
+            training.join(timeout=RELEASE_SECONDS)
         if stop.is_set():
             return
     if not ended:
@@ -150,7 +177,11 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
     return ScalingConfig(
         num_workers=job.num_workers,
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": int(share) if share >= 1 else share, **({"GPU": 1} if use_gpu else {})},
+        resources_per_worker={
+            "CPU": int(share) if share >= 1 else share,
+            **({"GPU": 1} if use_gpu else {}),
+            **job.resources_per_worker,
+        },
     )
 
 
@@ -163,7 +194,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.train import train  # mmdet takes seconds to import, which only workers need
 
-    first = get_context().get_world_rank() == 0
+    rank = get_context().get_world_rank()
+    first = rank == 0
+    arguments["events"].put(worker_event(rank))
     stop = threading.Event()
     if first:  # when it stops all do
         threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
@@ -178,6 +211,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])] if first else [],
             meta=job.lineage,
             stop_asked=stop.is_set,
+            expected=job.expected,
         )
 
 

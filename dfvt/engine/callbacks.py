@@ -16,6 +16,7 @@ class TrainingStart:
     max_epochs: int
     resumed_from: Path | None = None
     note: str | None = None  # what the number of processes changed
+    not_read_back: tuple[str, ...] = ()  # keys whose values nothing of the training shows
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.precision import precision_of
+from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
     model_content,
     require_finite,
@@ -72,6 +73,7 @@ def train(
     meta: dict[str, Any] | None = None,
     resume_from: Path | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
+    expected: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Trains the detector of an mmdet config; resumes when `work_dir` holds the state of the same training.
 
@@ -89,6 +91,8 @@ def train(
         resume_from: a state of the same training elsewhere to continue from, instead of that in `work_dir`.
         stop_asked: called after each iteration; when it is true in any process, all leave with the state on
             disk.
+        expected: config keys whose values are read back from what was built, before the first iteration of
+            a training that does not resume.
 
     Raises:
         ValueError: the config asks for what is not supported, the data set has no images with objects, the
@@ -153,17 +157,6 @@ def train(
     if found:
         restore_state(runner, found[1], plan.lr_scale)
     work_dir.mkdir(parents=True, exist_ok=True)
-    start = TrainingStart(
-        runner.iter,
-        runner.max_iters,
-        runner.epoch,
-        runner.max_epochs,
-        resumed_from=found[0] if found else None,
-        note=plan.note,
-    )
-    del found
-    for callback in callbacks:
-        callback.on_start(start)
 
     def written(path: Path, step: int) -> None:
         for callback in callbacks:
@@ -172,6 +165,18 @@ def train(
     checkpoint_config = cfg.get("checkpoint_config") or {}
     files = StateFiles(work_dir, checkpoint_config.get("max_keep_ckpts", 2), written)
     register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
+    start = TrainingStart(
+        runner.iter,
+        runner.max_iters,
+        runner.epoch,
+        runner.max_epochs,
+        resumed_from=found[0] if found else None,
+        note=plan.note,
+        not_read_back=require_settings(runner, expected or {}) if found is None else (),
+    )
+    del found
+    for callback in callbacks:
+        callback.on_start(start)
     try:
         runner.run(
             build_train_loader(

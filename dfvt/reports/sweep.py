@@ -1,9 +1,28 @@
-"""A sweep's trials as a table."""
+"""A sweep's trials as a table, as CSV and as plots of what mattered."""
 
 from __future__ import annotations
 
+import csv
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from matplotlib import pyplot
+from optuna import Study, create_study
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import create_trial
+from optuna.visualization import matplotlib as plots
+
+Mode = Literal["max", "min"]
+MIN_TRIALS = 3  # of which plots say something
+LOG_RATIO = 10.0  # values that lie so far apart are shown on a logarithmic axis
 
 
 class Trial(Protocol):
@@ -20,21 +39,46 @@ class Trial(Protocol):
     @property
     def num_epochs(self) -> int: ...
     @property
+    def seconds(self) -> float: ...
+    @property
     def metrics(self) -> dict[str, float]: ...
+    @property
+    def mlflow_run_id(self) -> str: ...
 
 
-def results_table(trials: Sequence[Trial], metric: str, mode: str) -> str:
-    """A Markdown table, best trial first; those that were stopped early come after all that were not.
+def assigned_keys(trials: Sequence[Trial]) -> list[str]:
+    """The keys that any of the trials sets."""
+    return list(dict.fromkeys(key for trial in trials for key in trial.assignment))
+
+
+def best_first(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:
+    """Best trial first; those that were stopped early come after all that were not.
 
     An early number belongs to a learning rate that had not fallen yet: it is no smaller result, but none.
     """
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.assignment))
     sign = -1.0 if mode == "max" else 1.0
 
     def place(trial: Trial) -> tuple[bool, bool, float]:
         value = trial.metrics.get(metric)
         return trial.status != "finished", value is None, 0.0 if value is None else sign * value
 
+    return sorted(trials, key=place)
+
+
+def status_line(trials: Sequence[Trial], num_trials: int) -> str:
+    """How many trials are finished, running, and so on."""
+    counts = Counter(trial.status for trial in trials)
+    counts["waiting"] = num_trials - len(trials)
+    return f"{num_trials} trials: " + ", ".join(
+        f"{counts[status]} {status}"
+        for status in ("finished", "stopped", "failed", "running", "waiting")
+        if counts[status]
+    )
+
+
+def results_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
+    """A Markdown table, in the order of `best_first`."""
+    keys = assigned_keys(trials)
     rows = [
         [
             trial.name,
@@ -43,8 +87,93 @@ def results_table(trials: Sequence[Trial], metric: str, mode: str) -> str:
             f"{trial.epoch}/{trial.num_epochs}",
             f"{trial.metrics[metric]:.4f}" if metric in trial.metrics else "",
         ]
-        for trial in sorted(trials, key=place)
+        for trial in best_first(trials, metric, mode)
     ]
     header = ["trial", *keys, "status", "epochs", metric]
     lines = [header, ["---"] * (len(header) - 1) + ["---:"], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path) -> list[Path]:
+    """Writes `results.csv`, and `parallel_coordinates.png` and `importances.png` where trials suffice.
+
+    The plots are of finished trials, the importances (fANOVA) of the keys that all of them set to several
+    values. Returns the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "results.csv"]
+    write_csv(best_first(trials, metric, mode), files[0])
+    finished = [trial for trial in trials if trial.status == "finished" and metric in trial.metrics]
+    distributions = distributions_of(finished)
+    if len(finished) < MIN_TRIALS or not distributions:
+        return files
+    study = study_of(finished, distributions, metric, mode)
+    common = [key for key in distributions if all(key in trial.assignment for trial in finished)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
+        figures = {
+            "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study, target_name=metric),
+            "importances": lambda: plots.plot_param_importances(study, params=common, target_name=metric),
+        }
+        if len(common) < 2 or len({trial.metrics[metric] for trial in finished}) == 1:
+            del figures["importances"]
+        for name, draw in figures.items():
+            draw()
+            files.append(folder / f"{name}.png")
+            pyplot.savefig(files[-1], dpi=150, bbox_inches="tight")
+            pyplot.close()
+    return files
+
+
+def write_csv(trials: Sequence[Trial], file: Path) -> None:
+    """One row a trial: what it set, how it went, every number of its last validation."""
+    keys = assigned_keys(trials)
+    names = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
+    with file.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["trial", *keys, "status", "epoch", "num_epochs", "seconds", *names, "mlflow_run_id"])
+        for trial in trials:
+            rows.writerow(
+                [
+                    trial.name,
+                    *(trial.assignment.get(key, "") for key in keys),
+                    *(trial.status, trial.epoch, trial.num_epochs, round(trial.seconds, 1)),
+                    *(trial.metrics.get(name, "") for name in names),
+                    trial.mlflow_run_id,
+                ]
+            )
+
+
+def distributions_of(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:
+    """Of the keys that take several values: their range, or the values themselves."""
+    distributions: dict[str, BaseDistribution] = {}
+    for key in assigned_keys(trials):
+        values = [trial.assignment[key] for trial in trials if key in trial.assignment]
+        if len({repr(value) for value in values}) < 2:
+            continue
+        types = {type(value) for value in values}
+        if types == {int}:
+            distributions[key] = IntDistribution(min(values), max(values))
+        elif types <= {int, float}:
+            log = min(values) > 0 and max(values) / min(values) >= LOG_RATIO
+            distributions[key] = FloatDistribution(min(values), max(values), log=log)
+        else:
+            distributions[key] = CategoricalDistribution(list(dict.fromkeys(map(str, values))))
+    return distributions
+
+
+def study_of(
+    trials: Sequence[Trial], distributions: dict[str, BaseDistribution], metric: str, mode: Mode
+) -> Study:
+    """The trials as Optuna's, whoever chose them."""
+    study = create_study(direction="maximize" if mode == "max" else "minimize")
+    for trial in trials:
+        own = {key: distributions[key] for key in trial.assignment if key in distributions}
+        params: dict[str, Any] = {
+            key: str(trial.assignment[key])
+            if isinstance(kind, CategoricalDistribution)
+            else trial.assignment[key]
+            for key, kind in own.items()
+        }
+        study.add_trial(create_trial(params=params, distributions=own, value=trial.metrics[metric]))
+    return study

@@ -32,21 +32,28 @@ def collect_lineage(
 
     Raises ValueError, in git's own words, when there is a repository that git refuses to read.
     """
-    commit = _git(project, "rev-parse", "--quiet", "--verify", "HEAD")
-    changes = _git(
-        project, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude,glob)**/dvc.lock"
-    )
     lock = project / "dvc.lock"
     return {
         "dfvt.variant": variant,
         "dfvt.profile": profile,
-        "git.commit": commit or NONE,
-        "git.dirty": NONE if commit is None else str(bool(changes)).lower(),
+        **git_lineage(project),
         "dvc.lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else NONE,
         "data.hash": data_hash,
         "config.hash": config_hash,
         "ray.job_id": ray_job_id or NONE,
         "ray.trial_id": ray_trial_id or NONE,
+    }
+
+
+def git_lineage(project: Path) -> dict[str, str]:
+    """The commit of a project's folder, and whether tracked files differ from it."""
+    commit = _git(project, "rev-parse", "--quiet", "--verify", "HEAD")
+    changes = _git(
+        project, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude,glob)**/dvc.lock"
+    )
+    return {
+        "git.commit": commit or NONE,
+        "git.dirty": NONE if commit is None else str(bool(changes)).lower(),
     }
 
 

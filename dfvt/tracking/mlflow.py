@@ -137,7 +137,11 @@ class RunRecorder:
         self.log_curve([(step, metrics)])
 
     def log_curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Log many (step, metrics) points in as few requests as MLflow allows."""
+        """Log many (step, metrics) points in as few requests as MLflow allows.
+
+        Raises ConnectionError when the server cannot be reached, or is out of order, after MLflow's own
+        patience of about two minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`).
+        """
         now = time.time_ns() // 1_000_000
         entities = [
             Metric(name, float(value), now, step)
@@ -146,12 +150,14 @@ class RunRecorder:
         ]
         for start in range(0, len(entities), _MAX_METRICS):
             batch = entities[start : start + _MAX_METRICS]
-            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            with self._connected():
+                self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, over earlier values."""
+        """Set tags, over earlier values. Raises ConnectionError as `log_curve` does."""
         entities = [RunTag(name, value) for name, value in tags.items()]
-        self._client.log_batch(self.run_id, tags=entities, synchronous=True)
+        with self._connected():
+            self._client.log_batch(self.run_id, tags=entities, synchronous=True)
 
     def log_artifact(self, file: Path, folder: str | None = None) -> None:
         """Keep a copy of a file with the run, in `folder` of its artifacts."""
@@ -162,8 +168,19 @@ class RunRecorder:
         self._client.log_artifacts(self.run_id, str(files), folder)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-        """End the run."""
-        self._client.set_terminated(self.run_id, status)
+        """End the run. Raises ConnectionError as `log_curve` does."""
+        with self._connected():
+            self._client.set_terminated(self.run_id, status)
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            if isinstance(error.__context__, OSError):  # what requests raises when nobody answers
+                store = _without_password(self.uri)
+                raise ConnectionError(f"the MLflow store {store} cannot be reached") from error
+            raise
 
 
 @contextmanager

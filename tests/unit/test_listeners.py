@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
-from dfvt.cluster.relay import QueueRelay, is_last, replay
+from dfvt.cluster.relay import QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
@@ -53,6 +53,43 @@ def test_curves_are_sent_once_and_in_order() -> None:
     }  # fmt: skip
     assert sent[1][1] == {"val/bbox_mAP": 0.5}
     assert recorder.log_curve.call_count == 1
+
+
+def test_numbers_of_an_outage_are_sent_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[int] = []
+    recorder = Mock()
+    outage = [ConnectionError("the store cannot be reached")] * 3
+
+    def log_curve(points: list[tuple[int, dict[str, float]]]) -> None:
+        if outage:
+            raise outage.pop()
+        sent.extend(step for step, _ in points)
+
+    recorder.log_curve.side_effect = log_curve
+    tell(MlflowCurves(recorder))
+    assert sent == [1, 2]
+    assert capsys.readouterr().err.count("kept, and sent later") == 3
+
+
+def test_an_outage_without_end_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfvt.cluster.mlflow_curves.PATIENCE_SECONDS", 0.05)
+    recorder = Mock()
+    recorder.log_curve.side_effect = ConnectionError("the store cannot be reached")
+    with pytest.raises(RuntimeError, match="the MLflow store takes no numbers"):
+        tell(MlflowCurves(recorder))
+
+
+def test_the_nodes_of_the_workers_are_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Mock()
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    recorder, plain = Mock(), Mock(spec=Callback)
+    curves = MlflowCurves(recorder)
+    for rank, node in ((1, "b"), (0, "a")):
+        context.get_node_id.return_value = node
+        replay(worker_event(rank), curves)
+        replay(worker_event(rank), plain)
+    assert recorder.set_tags.call_args.args == ({"ray.nodes": "a b"},)
+    assert not plain.mock_calls
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", "ray://:0", "host:port"])

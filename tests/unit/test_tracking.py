@@ -331,6 +331,21 @@ def test_a_server_that_is_not_mlflow_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_went_away_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        recorder = RunRecorder(MlflowClient(tracking_uri=uri), uri, "0" * 32)
+        for send in (
+            lambda: recorder.log_metrics({"loss": 1.0}),
+            lambda: recorder.set_tags({"a": "b"}),
+            recorder.finish,
+        ):
+            with pytest.raises(ConnectionError, match=f"the MLflow store {uri} cannot be reached"):
+                send()
+
+
 def test_a_server_behind_a_proxy_is_reached_through_it(
     web_server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,105 @@
+"""What a sweep leaves in its folder: its spec, and a record of each trial. Needs no Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from dfvt.cluster.spec import SweepSpec, num_trials_of
+
+# Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
+# the commit that it was submitted from, as JSON.
+HOME, LINEAGE = "DFVT_HOME", "DFVT_LINEAGE"
+SWEEPS = Path(".dfvt/sweeps")
+SPEC_FILE = "spec.json"
+RECORD = "trial.json"
+Status = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What became of a trial, as its folder keeps it; `stopped` means early, by the scheduler or budget."""
+
+    name: str
+    assignment: dict[str, JsonValue]
+    mlflow_run_id: str
+    status: Status = "running"
+    epoch: int = 0
+    num_epochs: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> TrialRecord | None:
+        """The record in a trial's folder, if there is one."""
+        file = folder / RECORD
+        return cls(**json.loads(file.read_text())) if file.is_file() else None
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a text file that appears, or is replaced, when it is complete."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def load_records(folder: Path) -> list[TrialRecord]:
+    """The records of a sweep's trials, in their order."""
+    return [record for record in map(TrialRecord.load, sorted(folder.glob("trials/*"))) if record]
+
+
+def require_same_spec(spec: SweepSpec, folder: Path) -> None:
+    """Notes the spec in a new sweep's folder, and compares it with that of one which goes on.
+
+    Raises:
+        ValueError: they differ.
+    """
+    content = {"num_trials": num_trials_of(spec), **spec.model_dump(mode="json")}
+    text = json.dumps(content, indent=2) + "\n"
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        write_whole(file, text)
+    elif file.read_text() != text:
+        raise ValueError(
+            f"the sweep {spec.name} in {folder} was begun with another spec: "
+            "give this one another name, or remove that folder to begin anew"
+        )
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep that was begun: how many trials it is to have, what they aim at, and those that started."""
+
+    name: str
+    folder: Path
+    num_trials: int
+    metric: str
+    mode: Literal["max", "min"]
+    trials: list[TrialRecord]
+
+
+def load_sweep(project: Path, name: str) -> SweepState:
+    """The state of the sweep `name` of a project.
+
+    Raises:
+        FileNotFoundError: none of that name was begun.
+    """
+    folder = project / SWEEPS / name
+    if not (folder / SPEC_FILE).is_file():
+        begun = sorted(file.parent.name for file in (project / SWEEPS).glob(f"*/{SPEC_FILE}"))
+        raise FileNotFoundError(
+            f"no sweep {name} was begun in {project / SWEEPS}: "
+            + (f"there are {', '.join(begun)}" if begun else "there is none yet, see dfvt sweep SPEC")
+        )
+    content = json.loads((folder / SPEC_FILE).read_text())
+    return SweepState(
+        name, folder, content["num_trials"], content["metric"], content["mode"], load_records(folder)
+    )

@@ -1,0 +1,66 @@
+"""A sweep as a job of a Ray cluster, which goes on when the machine that submitted it is closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from dfvt.cluster.records import HOME, LINEAGE
+from dfvt.tracking.lineage import git_lineage
+
+HANDED_ON = ("MLFLOW_TRACKING_URI",)
+
+
+def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
+    """Submits the project's code and a spec in it to the cluster at `RAY_API_SERVER_ADDRESS`.
+
+    Unless that is set, it is the address of a dashboard on this machine. What `.rayignore` and `.gitignore`
+    name is not uploaded: data, weights, runs and environments.
+
+    Args:
+        spec: the sweep's file, in `project`.
+        name: of the sweep.
+        project: the folder that is uploaded.
+        home: the folder of the data set, the weights and the sweeps, on a file system of all nodes.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        ValueError: the spec is not in the project, no cluster answers, or it refuses.
+    """
+    try:
+        inside = spec.resolve().relative_to(project.resolve())
+    except ValueError:
+        raise ValueError(f"{spec} is not in {project}, which is uploaded: copy it there") from None
+    variables = {HOME: str(home), LINEAGE: json.dumps(git_lineage(project))}
+    variables |= {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    try:
+        client = JobSubmissionClient()
+        return client.submit_job(
+            entrypoint=f"python -m pipelines.sweep {shlex.quote(str(inside))}",
+            submission_id=f"dfvt-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            runtime_env={"working_dir": str(project), "env_vars": variables},
+            metadata={"dfvt.sweep": name},
+        )
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise ValueError(f"the job server takes no sweep: {first_sentence(error)}") from error
+
+
+def first_sentence(error: Exception) -> str:
+    """What a cluster's refusal says, and what helps where it is known."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AuthenticationError):
+        return (
+            "it wants a token, or another one: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's"
+        )
+    if isinstance(error, ConnectionError):
+        return f"{text[:200]}: start the cluster, or set RAY_API_SERVER_ADDRESS to its dashboard's address"
+    return text[:300]

@@ -1,0 +1,111 @@
+"""A trial as Ray Tune knows it. Its process starts without torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ray import tune
+from ray.tune.result import DONE
+
+from dfvt.cluster.spaces import TRIAL
+from dfvt.cluster.spec import DRAWN, Assignment, SweepSpec, draw_trials
+
+Result = dict[str, Any]
+Hand = Callable[[Result], None]
+# A sweep, the trial's id of Tune, all that it was assigned, where validations go, and what ends it early.
+RunTrial = Callable[["Sweep", str, Assignment, Hand, threading.Event], Result]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every trial of a sweep needs to know.
+
+    Attributes:
+        spec: what was asked for.
+        folder: of the sweep's state and results, on a file system that every node sees.
+        configs: for each variant the whole mmdet config as text.
+        lineage: tags of every run; those of a trial come beside them.
+        tracking_uri, experiment, artifact_root: where the runs are filed.
+        num_train_images: of the data set.
+    """
+
+    spec: SweepSpec
+    folder: Path
+    configs: Mapping[str, str]
+    lineage: Mapping[str, str]
+    tracking_uri: str
+    experiment: str
+    artifact_root: Path
+    num_train_images: int
+
+    def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
+        """Of a trial of Tune's, given with all that it was assigned.
+
+        Trials that are drawn have a number of their own, whatever Tune calls them: should Tune's state be
+        lost with its process, they are found again.
+        """
+        name = trial_id
+        if self.spec.algorithm in DRAWN:
+            name = f"{draw_trials(self.spec).index(dict(assignment)) + 1:04}"
+        return self.folder / "trials" / name
+
+
+class TrialTraining(tune.Trainable):
+    """A trial as Ray Tune steps it, a validation a step; stopped early, it frees its workers first.
+
+    Started again after a failure, it goes on in the same folder and MLflow run. Its process serves one trial
+    after the other. `run` is what a trial does, `dfvt.cluster.trials.run_trial` unless a benchmark needs
+    another.
+    """
+
+    def setup(  # type: ignore[override]  # with_parameters gives the others
+        self, config: dict[str, Any], sweep: Sweep, run: RunTrial | None = None
+    ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import
+        if run is None:
+            from dfvt.cluster.trials import run_trial  # imports torch, which takes seconds
+
+            run = run_trial
+        self.sweep = sweep
+        self.run_trial: RunTrial = run
+        self.begin(config[TRIAL])
+
+    def begin(self, drawn: Assignment) -> None:
+        """Starts the trial that this process is to run next."""
+        self.results: SimpleQueue[Result | BaseException] = SimpleQueue()
+        self.stop_asked = threading.Event()
+        self.thread = threading.Thread(
+            target=self.train_in_thread, args=(drawn, self.results, self.stop_asked), daemon=True
+        )
+        self.thread.start()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.begin(new_config[TRIAL])
+        return True
+
+    def train_in_thread(
+        self, drawn: Assignment, results: SimpleQueue[Result | BaseException], stop: threading.Event
+    ) -> None:
+        try:
+            result = self.run_trial(self.sweep, self.trial_id, drawn, results.put, stop)
+            results.put({**result, DONE: True})
+        except BaseException as error:  # raised in step
+            results.put(error)
+
+    def step(self) -> Result:
+        """Waits for the next validation, or for the end."""
+        result = self.results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def cleanup(self) -> None:
+        self.stop_asked.set()
+        self.thread.join()

@@ -1,0 +1,119 @@
+"""What is shown of a sweep that was begun: counts, table, CSV, plots."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dfvt.cli import main
+from dfvt.cluster.records import SWEEPS, TrialRecord, require_same_spec
+from dfvt.cluster.spec import SweepSpec
+from dfvt.reports.sweep import best_first, results_table, write_results
+
+SPEC = SweepSpec.model_validate(
+    {
+        "name": "search",
+        "num_samples": 8,
+        "space": {
+            "lr": {"loguniform": [1e-5, 1e-2]},
+            "model.backbone.drop_path_rate": {"choice": [0.0, 0.1]},
+            "optimizer.type": {"choice": ["AdamW", "SGD"]},
+        },
+    }
+)
+
+
+def trial(number: int, status: str = "finished", **assignment: object) -> TrialRecord:
+    rng = random.Random(number)
+    values = {
+        "variant": "tiny",
+        "lr": 10 ** rng.uniform(-5, -2),
+        "model.backbone.drop_path_rate": rng.choice([0.0, 0.1]),
+        "optimizer.type": rng.choice(["AdamW", "SGD"]),
+        **assignment,
+    }
+    metrics = {"bbox_mAP": rng.random(), "segm_mAP": rng.random()}
+    return TrialRecord(f"{number:04}", values, f"run{number}", status, 2, 2, 10.0, metrics)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def trials() -> list[TrialRecord]:
+    return [trial(1), trial(2), trial(3, "stopped"), trial(4), trial(5, "failed"), trial(6, "running")]
+
+
+@pytest.fixture
+def project(tmp_path: Path, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch) -> Path:
+    require_same_spec(SPEC, tmp_path / SWEEPS / "search")
+    for record in trials:
+        record.save(tmp_path / SWEEPS / "search/trials" / record.name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_status_counts_the_trials_and_lists_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "status", "search"]) == 0
+    output = capsys.readouterr()
+    assert output.err == "search: 8 trials: 3 finished, 1 stopped, 1 failed, 1 running, 2 waiting\n"
+    assert len(output.out.splitlines()) == 2 + 6
+
+
+def test_results_are_a_table_a_csv_and_plots(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "results", "search", "--out", "out"]) == 0
+    assert {file.name for file in (project / "out").iterdir()} == {
+        "results.csv",
+        "parallel_coordinates.png",
+        "importances.png",
+    }
+    rows = list(csv.DictReader((project / "out/results.csv").open()))
+    assert [row["status"] for row in rows[:3]] == ["finished"] * 3
+    best = max((1, 2, 4), key=lambda number: trial(number).metrics["bbox_mAP"])
+    assert rows[0]["trial"] == f"{best:04}"
+    assert float(rows[0]["lr"]) == trial(best).assignment["lr"]
+    assert rows[0]["mlflow_run_id"] == f"run{best}"
+
+
+@pytest.mark.parametrize(
+    "few",
+    [
+        [],
+        [trial(1)],
+        [trial(number, lr=1.0) for number in (1, 2, 3)],
+        [trial(1, "failed"), trial(2, "running")],
+        [replace(trial(number), metrics={"bbox_mAP": 0.5}) for number in range(4)],
+    ],
+    ids=["none", "one", "one-key-constant", "none-finished", "all-equal"],
+)
+def test_few_trials_are_no_error(few: list[TrialRecord], tmp_path: Path) -> None:
+    assert write_results(few, "bbox_mAP", "max", tmp_path)[0].name == "results.csv"
+    assert results_table(few, "bbox_mAP", "max").startswith("| trial |")
+
+
+def test_a_key_that_counts_for_some_trials_only_is_no_error(tmp_path: Path) -> None:
+    some = [trial(number, **({"momentum": number / 10} if number % 2 else {})) for number in range(1, 9)]
+    assert len(write_results(some, "bbox_mAP", "max", tmp_path)) == 3
+
+
+def test_what_should_be_small_comes_first_when_it_is(trials: list[TrialRecord]) -> None:
+    upwards = [record.metrics["bbox_mAP"] for record in best_first(trials, "bbox_mAP", "min")[:3]]
+    assert upwards == sorted(upwards)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["status", "serach"], "no sweep serach was begun in "),
+        (["results"], "write a spec's file, or status or results and a sweep's name"),
+        (["status", "a", "b"], "write a spec's file, or status or results and a sweep's name"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(
+    project: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+    assert words != ["status", "serach"] or "there are search" in line
