@@ -17,28 +17,37 @@ from pathlib import Path
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from dfvt.cluster.records import TrialRecord, load_records
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import Assignment, SweepSpec
 from dfvt.cluster.sweep import run_trials
 from dfvt.cluster.trainable import Hand, Result, Sweep
+from dfvt.data.coco import DatasetManifest
 
 OBJECT_STORE_BYTES = 80 * 2**20
+DATASET = DatasetManifest.model_validate(
+    {
+        "name": "mini", "generated": True, "root": ".", "classes": ("thing",), "data_hash": "",
+        "num_train_images": 1, "num_val_images": 1,
+        **dict.fromkeys(("train_annotations", "train_images", "val_annotations", "val_images"), "."),
+    }
+)  # fmt: skip
 
 
 def stand_in(sweep: Sweep, trial_id: str, drawn: Assignment, hand_on: Hand, stop: threading.Event) -> Result:
-    """A trial that waits on its GPU as long as the assignment says."""
+    """A trial that holds a GPU as long as the assignment says, in the way of a trial's workers.
+
+    It starts no process on it: dozens at once would keep the few cores of the machine that simulates busy.
+    """
     folder = sweep.trial_folder(trial_id, drawn)
     asked = time.time()
-
-    @ray.remote(num_gpus=1, num_cpus=0)
-    def train(seconds: float) -> float:
-        started = time.time()
-        time.sleep(seconds)
-        return started
-
-    started = ray.get(train.remote(float(str(drawn["seconds"]))))
+    place = placement_group([{"GPU": 1}])
+    assert place.wait(600)
+    started = time.time()
+    time.sleep(float(str(drawn["seconds"])))
+    remove_placement_group(place)
     record = TrialRecord(
         folder.name, dict(drawn), "", "finished", 1, 1, time.time() - asked, {"bbox_mAP": 0.5}
     )
@@ -81,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(cluster.address, log_to_driver=False)
-        sweep = Sweep(spec, folder, {"tiny": ""}, {}, "", "", folder, 1)
+        sweep = Sweep(spec, folder, {"tiny": "runner = dict(max_epochs=1)"}, {}, "", "", folder, DATASET)
         memory = MemoryOfDriver()
         memory.start()
         started = time.perf_counter()

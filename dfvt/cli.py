@@ -162,6 +162,15 @@ def _parser() -> ArgumentParser:
     sweep.add_argument("--debug", action="store_true", help="show where an error comes from")
     sweep.set_defaults(run=_sweep)
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="Find out what would fail before it does.",
+        description="Show whether this machine, or each node of a cluster, has what a training needs.",
+    )
+    doctor.add_argument("--cluster", action="store_true", help="of each node of the cluster at RAY_ADDRESS")
+    doctor.add_argument("--debug", action="store_true", help="show where an error comes from")
+    doctor.set_defaults(run=_doctor)
+
     profile = command(
         "profile", "Count a detector's parameters and FLOPs.", "write the JSON to DIR/profile.json"
     )
@@ -306,6 +315,32 @@ def _sweep(options: Namespace) -> None:
             raise ValueError(
                 f"sweep {' '.join(words)}: write a spec's file, or status or results and a sweep's name"
             )
+
+
+def _doctor(options: Namespace) -> int:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from rich.console import Console
+
+    from dfvt.cluster.doctor import dataset_of, examine_cluster, examine_here
+    from dfvt.cluster.session import ray_session
+    from dfvt.reports.doctor import doctor_table
+    from dfvt.tracking.mlflow import tracking_uri
+
+    home = _home()
+    if options.cluster:
+        if not os.environ.get("RAY_ADDRESS"):
+            raise ValueError("doctor --cluster examines the cluster at RAY_ADDRESS: set it")
+        with ray_session() as connected:
+            connected()
+            reports = examine_cluster(dataset_of(home), tracking_uri(home))
+    else:
+        reports = [examine_here(home, tracking_uri(home))]
+    console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+    console.print(doctor_table(reports))
+    problems = [problem for report in reports for problem in report.problems]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
 
 
 def _home() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from dfvt.cluster.session import num_workers_that_fit
 from dfvt.cluster.spec import SweepSpec
 
 
@@ -14,24 +15,22 @@ def max_concurrent_trials(spec: SweepSpec) -> int:
         ValueError: not even one does.
     """
     resources = ray.cluster_resources()
-    use_gpu = resources.get("GPU", 0) >= spec.num_workers if spec.use_gpu == "auto" else spec.use_gpu
+    least = spec.min_workers or spec.num_workers
+    use_gpu = resources.get("GPU", 0) >= least if spec.use_gpu == "auto" else spec.use_gpu
     wanted = {"CPU": spec.cpus_per_worker, "GPU": 1 if use_gpu else 0, **spec.resources_per_worker}
     for name, number in wanted.items():
-        if number * spec.num_workers > resources.get(name, 0):
+        if number * least > resources.get(name, 0):
             raise ValueError(
-                f"a trial needs {number * spec.num_workers:g} {name}s (num_workers {spec.num_workers}), but "
+                f"a trial needs {number * least:g} {name}s (num_workers {least}), but "
                 f"the cluster has {resources.get(name, 0):g}: lower num_workers, cpus_per_worker, or set "
                 "use_gpu to false"
             )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_workers = sum(
-        min(int(node.get(name, 0) // number) for name, number in wanted.items() if number) for node in nodes
-    )
-    fitting = num_workers // spec.num_workers
-    if not fitting:
+    num_workers = num_workers_that_fit(wanted)
+    if num_workers < least:
         raise ValueError(
             f"the cluster's nodes hold {num_workers} workers of "
             + ", ".join(f"{number:g} {name}s" for name, number in wanted.items() if number)
-            + f" each, a trial has {spec.num_workers}: lower num_workers or what a worker needs"
+            + f" each, a trial has {least}: lower num_workers or what a worker needs"
         )
+    fitting = max(num_workers // spec.num_workers, 1)
     return min(fitting, spec.max_concurrent_trials or fitting)

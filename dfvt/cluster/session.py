@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -97,4 +97,14 @@ def unreachable(address: str, reason: str) -> str:
     return (
         f"no Ray cluster answers at RAY_ADDRESS {address!r} ({reason}): "
         "start it, correct the address, or unset it"
+    )
+
+
+def num_workers_that_fit(resources_per_worker: Mapping[str, float]) -> int:
+    """Workers of these resources that the nodes of the connected cluster hold when nothing else runs."""
+    wanted = {name: number for name, number in resources_per_worker.items() if number}
+    return sum(
+        min(int(node["Resources"].get(name, 0) // number) for name, number in wanted.items())
+        for node in ray.nodes()
+        if node["Alive"]
     )

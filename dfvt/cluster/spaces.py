@@ -14,7 +14,7 @@ from dfvt.cluster.spec import DRAWN, Domain, SweepSpec, draw_trials
 
 TRIAL = "trial"  # the key of Tune's config that holds what a trial sets
 EPOCH = "epoch"  # what a trial reports its age in
-SCHEDULERS = {"asha": "asynchyperband", "median": "median_stopping_rule"}
+SCHEDULERS = {"asha": "asynchyperband", "hyperband": "hyperband", "median": "median_stopping_rule"}
 SEED_ARGUMENTS = {"optuna": "seed", "hyperopt": "random_state_seed"}
 
 
@@ -64,7 +64,7 @@ def scheduler_of(spec: SweepSpec, num_epochs: int) -> TrialScheduler | None:
         return None
     name = SCHEDULERS[spec.scheduler]
     options: dict[str, Any] = {"time_attr": EPOCH}
-    if spec.scheduler == "asha":
+    if spec.scheduler in ("asha", "hyperband"):
         options["max_t"] = num_epochs + 1  # who reaches the last epoch ends by itself, with a checkpoint
     known = inspect.signature(type(tune.create_scheduler(name, **options))).parameters
     unknown = [option for option in spec.scheduler_options if option not in known]

@@ -30,7 +30,7 @@ from dfvt.settings import (
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax"]
-Scheduler = Literal["none", "asha", "median"]
+Scheduler = Literal["none", "asha", "hyperband", "median"]
 DRAWN: tuple[Algorithm, ...] = ("grid", "random")  # all trials are known before the first one starts
 TRAIN_KEYS = ("seed", "lr", "num_epochs", "batch_size")  # others of a space are keys of the config
 RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "randint")
@@ -134,10 +134,17 @@ class SweepSpec(Section):
     batch_size: OptionalCount = None
     cfg_options: CfgOptions = {}  # noqa: RUF012  (pydantic copies it)
     num_workers: Count = 1
+    min_workers: OptionalCount = None
     use_gpu: Switch = "auto"
     cpus_per_worker: Count = 1
     resources_per_worker: Mapping[Text, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="a mapping of resources that the cluster's nodes declare to numbers above 0"
+    )
+    data_root: FolderPath | None = Field(
+        default=None, description="the path of a node's own folder of the data set, or null for where it is"
+    )
+    data_source: Text | None = Field(
+        default=None, description="a path or address that nodes copy the data set from, or null"
     )
     max_failures: int = Field(default=3, ge=0, description="a whole number of at least 0")
     trial_seconds: float | None = Field(
@@ -167,6 +174,8 @@ def problem_of(spec: SweepSpec) -> str | None:
             )
         if not spec.space:
             return f"algorithm {spec.algorithm} needs a space to search"
+    if spec.min_workers and spec.min_workers > spec.num_workers:
+        return f"min_workers {spec.min_workers} is more than num_workers {spec.num_workers}"
     for key in TRAIN_KEYS:
         whole = int if key != "lr" else int | float
         values = spec.space[key].values if key in spec.space else ()

@@ -124,7 +124,8 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
     )
     home = home or project
     manifest = DatasetManifest.load(home / DATASET_MANIFEST)
-    manifest = manifest.model_copy(update={"root": home / manifest.root})
+    root = (spec.data_root and project / spec.data_root) or home / manifest.root
+    manifest = manifest.model_copy(update={"root": root.absolute()})
     if manifest.name != settings.profile:
         raise ValueError(
             f"{path}: profile is {settings.profile}, but the data set in {DATASET_MANIFEST.parent} is of "
@@ -158,7 +159,7 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         tracking_uri=tracking_uri(home),
         artifact_root=home / "mlartifacts",
         experiment=settings.tracking.experiment,
-        num_train_images=manifest.num_train_images,
+        dataset=manifest,
     )
 
 
@@ -177,7 +178,7 @@ def plan_lines(sweep: Sweep) -> list[str]:
     if spec.images_per_second is None:
         return [*lines, "images_per_second of one worker in the spec would tell how long they take"]
     images = sum(int(str(trial.get("num_epochs") or max_epochs(sweep))) for trial in trials)
-    hours = images * sweep.num_train_images / spec.images_per_second / 3600
+    hours = images * sweep.dataset.num_train_images / spec.images_per_second / 3600
     return [
         *lines,
         f"{len(trials)} trials, at most {hours:.1f} GPU-hours at {spec.images_per_second:g} images/s",

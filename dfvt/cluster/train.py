@@ -19,6 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, replay, worker_event
+from dfvt.cluster.session import num_workers_that_fit
+from dfvt.data.coco import DatasetManifest
+from dfvt.data.provision import provide_dataset
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
@@ -36,10 +39,12 @@ class TrainingJob:
         work_dir: folder of the resumable state and the results, on a file system that every worker sees.
         seed: see `dfvt.engine.train.train`.
         num_workers: processes; GPU workers have one GPU each, CPU workers an equal share of the cores.
+        min_workers: with how many it starts where no more fit; the global batch stays.
         use_gpu: `auto` uses GPUs when the cluster has enough.
         lineage: goes into the checkpoint's meta data.
         cpus_per_worker: CPUs of a worker instead of its share of the cluster's.
         resources_per_worker: resources that nodes declare themselves, beside CPUs and GPUs.
+        dataset, data_source: each node makes sure to have it, see `dfvt.data.provision.provide_dataset`.
         expected: see `dfvt.engine.train.train`.
         max_seconds: after which the training counts as failed.
     """
@@ -50,8 +55,11 @@ class TrainingJob:
     num_workers: int
     use_gpu: bool | Literal["auto"]
     lineage: dict[str, str]
+    min_workers: int | None = None
     cpus_per_worker: int | None = None
     resources_per_worker: Mapping[str, float] = field(default_factory=dict)
+    dataset: DatasetManifest | None = None
+    data_source: str | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
     max_seconds: float | None = None
 
@@ -165,23 +173,43 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
     """
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
-    use_gpu = num_gpus >= job.num_workers if job.use_gpu == "auto" else job.use_gpu
-    if use_gpu and num_gpus < job.num_workers:
+    least = job.min_workers or job.num_workers
+    use_gpu = num_gpus >= least if job.use_gpu == "auto" else job.use_gpu
+    if use_gpu and num_gpus < least:
         raise ValueError(
-            f"train.num_workers is {job.num_workers} with train.use_gpu, but Ray has {num_gpus} GPUs: "
+            f"train.num_workers is {least} with train.use_gpu, but Ray has {num_gpus} GPUs: "
             "lower num_workers or set train.use_gpu to false"
         )
     if num_cpus < 1:
         raise ValueError("the Ray cluster has no CPUs for the training's workers: add a node with some")
     share = job.cpus_per_worker or num_cpus / job.num_workers
-    return ScalingConfig(
-        num_workers=job.num_workers,
-        use_gpu=use_gpu,
-        resources_per_worker={
-            "CPU": int(share) if share >= 1 else share,
-            **({"GPU": 1} if use_gpu else {}),
-            **job.resources_per_worker,
-        },
+    wanted = {
+        "CPU": int(share) if share >= 1 else share,
+        **({"GPU": 1} if use_gpu else {}),
+        **job.resources_per_worker,
+    }
+    num_workers = job.num_workers
+    if job.min_workers:
+        num_workers = num_workers_of(job, num_workers_that_fit(wanted))
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=wanted)
+
+
+def num_workers_of(job: TrainingJob, fitting: int) -> int:
+    """The most workers that fit and can share the global batch evenly.
+
+    Raises:
+        ValueError: not even `min_workers` do.
+    """
+    from mmcv import Config
+
+    assert job.min_workers
+    global_batch = job.num_workers * Config.fromstring(job.config, ".py").data.samples_per_gpu
+    for number in range(min(job.num_workers, fitting), job.min_workers - 1, -1):
+        if global_batch % number == 0:
+            return number
+    raise ValueError(
+        f"{fitting} workers fit the cluster, and none of {job.min_workers} to {job.num_workers} that do "
+        f"share the global batch of {global_batch} images evenly: lower min_workers or change batch_size"
     )
 
 
@@ -197,6 +225,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
     rank = get_context().get_world_rank()
     first = rank == 0
     arguments["events"].put(worker_event(rank))
+    if job.dataset:
+        provide_dataset(
+            job.dataset, job.data_source, lambda line: arguments["events"].put(("on_warning", (line,)))
+        )
     stop = threading.Event()
     if first:  # when it stops all do
         threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
@@ -212,6 +244,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             meta=job.lineage,
             stop_asked=stop.is_set,
             expected=job.expected,
+            num_processes=job.num_workers,
         )
 
 

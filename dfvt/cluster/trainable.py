@@ -15,6 +15,7 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, Assignment, SweepSpec, draw_trials
+from dfvt.data.coco import DatasetManifest
 
 Result = dict[str, Any]
 Hand = Callable[[Result], None]
@@ -32,7 +33,7 @@ class Sweep:
         configs: for each variant the whole mmdet config as text.
         lineage: tags of every run; those of a trial come beside them.
         tracking_uri, experiment, artifact_root: where the runs are filed.
-        num_train_images: of the data set.
+        dataset: what nodes must have.
     """
 
     spec: SweepSpec
@@ -42,7 +43,7 @@ class Sweep:
     tracking_uri: str
     experiment: str
     artifact_root: Path
-    num_train_images: int
+    dataset: DatasetManifest
 
     def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
         """Of a trial of Tune's, given with all that it was assigned.
@@ -105,6 +106,12 @@ class TrialTraining(tune.Trainable):
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial that is paused has its state in its own folder, and goes on from there."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, as above."""
 
     def cleanup(self) -> None:
         self.stop_asked.set()

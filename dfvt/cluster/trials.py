@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -23,8 +24,11 @@ from dfvt.tracking.mlflow import RunRecorder
 FINAL_FILE = "checkpoint.pth"
 
 
+LOG = "log.txt"
+
+
 class TrialReports(Callback):
-    """Hands on each validation, once the trial's folder has it."""
+    """Hands on each validation, once the trial's folder has it; keeps there what else is to be said."""
 
     def __init__(
         self, record: TrialRecord, folder: Path, metric: str, hand_on: Callable[[Result], None]
@@ -34,6 +38,14 @@ class TrialReports(Callback):
 
     def on_start(self, start: TrainingStart) -> None:
         self.record = replace(self.record, num_epochs=start.max_epochs)
+        if start.resumed_from:
+            self.on_warning(f"continues after step {start.step} of {start.max_steps}")
+        if start.note:
+            self.on_warning(start.note)
+
+    def on_warning(self, message: str) -> None:
+        with (self.folder / LOG).open("a") as log:
+            log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {message}\n")
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.record = replace(
@@ -141,9 +153,12 @@ def job_of(
         work_dir=folder,
         seed=own["seed"],
         num_workers=spec.num_workers,
+        min_workers=spec.min_workers,
         use_gpu=spec.use_gpu,
         lineage=lineage,
         cpus_per_worker=spec.cpus_per_worker,
+        dataset=sweep.dataset,
+        data_source=spec.data_source,
         resources_per_worker=spec.resources_per_worker,
         expected={key: value for key, value in expected.items() if value is not None},
         max_seconds=spec.trial_seconds,

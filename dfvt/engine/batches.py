@@ -25,10 +25,13 @@ class BatchPlan:
     note: str | None = None
 
 
-def plan_batches(cfg: Config, world_size: int, state: dict[str, Any] | None) -> BatchPlan:
+def plan_batches(
+    cfg: Config, world_size: int, state: dict[str, Any] | None, num_processes: int | None = None
+) -> BatchPlan:
     """What `data.samples_per_gpu` images a process come to.
 
-    With the state of a training that had another number of processes, `resized_batch` of the config decides:
+    A training that was planned for `num_processes` and starts with others is treated as if it had begun with
+    them. With the state of a training that had another number, `resized_batch` of the config decides:
     `keep_batch` (unless said) keeps the global batch, and with it all that the training learns from, in parts
     of at most `samples_per_gpu` images; `scale_lr` keeps the images of a process, and scales the learning
     rate with the global batch.
@@ -40,6 +43,8 @@ def plan_batches(cfg: Config, world_size: int, state: dict[str, Any] | None) -> 
     mode = cfg.get("resized_batch", RESIZE_MODES[0])
     if mode not in RESIZE_MODES:
         raise ValueError(f"resized_batch {mode!r} must be one of {', '.join(RESIZE_MODES)}")
+    if state is None and num_processes not in (None, world_size):
+        state = {"num_processes": num_processes, "global_batch": num_processes * samples}
     if state is None or state["num_processes"] == world_size:
         return (
             BatchPlan(samples) if state is None else _kept(state["global_batch"], samples, world_size, None)

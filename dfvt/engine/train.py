@@ -74,6 +74,7 @@ def train(
     resume_from: Path | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
     expected: Mapping[str, Any] | None = None,
+    num_processes: int | None = None,
 ) -> TrainResult:
     """Trains the detector of an mmdet config; resumes when `work_dir` holds the state of the same training.
 
@@ -93,6 +94,8 @@ def train(
             disk.
         expected: config keys whose values are read back from what was built, before the first iteration of
             a training that does not resume.
+        num_processes: for which `data.samples_per_gpu` was chosen, if not for those that there are;
+            `resized_batch` of the config says what becomes of the global batch.
 
     Raises:
         ValueError: the config asks for what is not supported, the data set has no images with objects, the
@@ -123,7 +126,7 @@ def train(
     found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir, warn)
     if found:
         require_same_training(found[1], identity, found[0])
-    plan = plan_batches(cfg, world_size, found[1] if found else None)
+    plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
     sampler = EpochBatchSampler(
         dataset.flag,
         plan.batch_size,
@@ -165,6 +168,7 @@ def train(
     checkpoint_config = cfg.get("checkpoint_config") or {}
     files = StateFiles(work_dir, checkpoint_config.get("max_keep_ckpts", 2), written)
     register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
+    is_new = not found and plan.note is None  # else learning rate and batch may rightly be others
     start = TrainingStart(
         runner.iter,
         runner.max_iters,
@@ -172,7 +176,7 @@ def train(
         runner.max_epochs,
         resumed_from=found[0] if found else None,
         note=plan.note,
-        not_read_back=require_settings(runner, expected or {}) if found is None else (),
+        not_read_back=require_settings(runner, expected or {}) if is_new else (),
     )
     del found
     for callback in callbacks:

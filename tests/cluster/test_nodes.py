@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
+from tests.cluster.test_jobs import free_port
 from tests.cluster.test_sweep import assert_each_trial_once, records, runs, write_spec
 from tests.conftest import Project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+MANIFEST = "data/dataset/manifest.json"
+OUTAGE_SECONDS = 60
 OBJECT_STORE = 80 * 2**20
 SPEC = """
 name: nodes
@@ -107,6 +115,43 @@ def test_trials_are_packed_on_nodes_and_span_two_when_they_must(nodes: Nodes, pr
     assert sorted(map(nodes_of(prepared, 2e-4).count, set(nodes_of(prepared, 2e-4)))) == [1, 2]
 
 
+def test_the_doctor_examines_every_node(
+    nodes: Nodes, prepared: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, address = ("python", "-m", "dfvt", "doctor", "--cluster"), {"RAY_ADDRESS": nodes.cluster.address}
+    healthy = prepared.run(*command, **address)
+    assert healthy.returncode == 0, healthy.stderr
+    assert healthy.stdout.count("reachable") == 1
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ill = nodes.cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=OBJECT_STORE)
+    result = prepared.run(*command, **address)
+    assert result.returncode == 1
+    assert result.stdout.count("reachable") == 2
+    (problem,) = result.stderr.splitlines()[-1:]
+    assert f"{ill.node_id[:6]}: GPUs: Ray counts 1 here, torch can use none" in problem
+
+
+@pytest.mark.slow
+def test_a_trial_starts_smaller_when_it_may_and_each_node_copies_the_data_once(
+    nodes: Nodes, prepared: Project, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        nodes.add(num_accelerators=1)
+    root = prepared.path / str(json.loads((prepared.path / MANIFEST).read_text())["root"])
+    source = Path(shutil.move(root, tmp_path / "storage"))
+    text = SPEC.replace("1.0e-4, 1.0e-3", "1.0e-4") + "num_workers: 3\nmin_workers: 1\n"
+    text += f"data_root: {tmp_path / 'node data'}\ndata_source: {source}\n"
+    nodes.finish(nodes.start(write_spec(prepared, text)))
+    assert_each_trial_once(prepared, "nodes", ["finished"])
+    assert len(nodes_of(prepared, 1e-4)) == 2
+    folder = prepared.path / ".dfvt/sweeps/nodes/trials/0001"
+    log = (folder / "log.txt").read_text()
+    assert "2 processes instead of 3: the global batch stays 12, 6 images a process in 2 parts" in log
+    assert len((folder / "curve.csv").read_text().split()) == 1 + 24 // 12
+    assert log.count("copies ") == 1
+
+
 @pytest.mark.slow
 def test_the_trial_of_a_lost_node_moves_to_another(nodes: Nodes, prepared: Project) -> None:
     handles = {node.node_id: node for node in (nodes.add(num_accelerators=1), nodes.add(num_accelerators=1))}
@@ -119,6 +164,59 @@ def test_the_trial_of_a_lost_node_moves_to_another(nodes: Nodes, prepared: Proje
     assert_each_trial_once(prepared, "nodes", ["finished", "finished"])
     (moved,) = nodes_of(prepared, 1e-4)
     assert moved in handles and moved != lost
+
+
+def start_server(project: Project, port: int) -> subprocess.Popen[str]:
+    """An MLflow server over the project's database; returns when it answers."""
+    server = subprocess.Popen(
+        [
+            *(str(project.path / ".venv/bin/python"), "-m", "mlflow", "server", "--workers=1"),
+            *("--host=127.0.0.1", f"--port={port}", "--backend-store-uri=sqlite:///mlflow.db"),
+        ],
+        cwd=project.path,
+        env=project.environment(MLFLOW_DISABLE_TELEMETRY="true"),
+        stdout=(project.path / "server.log").open("a"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return server
+        except OSError:
+            assert server.poll() is None, (project.path / "server.log").read_text()
+            time.sleep(0.5)
+    raise AssertionError((project.path / "server.log").read_text())
+
+
+def kill(server: subprocess.Popen[str]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait(30)
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_tracking_server_loses_nothing(nodes: Nodes, prepared: Project) -> None:
+    nodes.add(num_accelerators=2)
+    port = free_port()
+    server = start_server(prepared, port)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        text = SPEC.replace("num_epochs: 1", "num_epochs: 3")
+        driver = nodes.start(write_spec(prepared, text), MLFLOW_TRACKING_URI=uri)
+        wait_until(lambda: len(states(prepared)) == 2, driver, nodes)
+        kill(server)
+        time.sleep(OUTAGE_SECONDS)
+        server = start_server(prepared, port)
+        nodes.finish(driver)
+    finally:
+        kill(server)
+    assert_each_trial_once(prepared, "nodes", ["finished", "finished"])
+    client = MlflowClient(tracking_uri=f"sqlite:///{prepared.path}/mlflow.db")
+    for run in runs(prepared):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == list(range(1, 19))  # 3 epochs of 24 images, 4 at a time
 
 
 @pytest.mark.slow

@@ -136,6 +136,34 @@ def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheduler", "options"), [("hyperband", "{reduction_factor: 2}"), ("median", "{grace_period: 1}")]
+)
+def test_each_scheduler_leaves_whole_trials(prepared: Project, scheduler: str, options: str) -> None:
+    text = SPEC.replace("[1.0e-4, 1.0e-3]", "[1.0e-4, 1.0e-3, 1.0e-2]")
+    text += f"scheduler: {scheduler}\nscheduler_options: {options}\n"
+    text = text.replace("log_config.interval: 1", "log_config.interval: 1, evaluation.interval: 1")
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 0, result.stderr
+    statuses = [record["status"] for record in records(prepared, "two")]
+    assert len(statuses) == 3 and set(statuses) <= {"finished", "stopped"}
+    assert "finished" in statuses
+    assert_each_trial_once(prepared, "two", statuses)
+
+
+@pytest.mark.slow
+def test_a_budget_ends_the_sweep(prepared: Project) -> None:
+    text = SPEC.replace("[1.0e-4, 1.0e-3]", "[1.0e-4, 1.0e-3, 1.0e-2]") + "budget_gpu_hours: 0.001\n"
+    text += "max_concurrent_trials: 1\n"
+    text = text.replace("log_config.interval: 1", "log_config.interval: 1, evaluation.interval: 1")
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 0, result.stderr
+    statuses = [record["status"] for record in records(prepared, "two")]
+    assert statuses == ["stopped"]
+    assert_each_trial_once(prepared, "two", statuses)
+
+
+@pytest.mark.slow
 def test_trials_that_a_searcher_chose_and_a_scheduler_stopped_are_whole(prepared: Project) -> None:
     text = """
 name: searched

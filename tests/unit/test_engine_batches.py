@@ -193,6 +193,15 @@ def test_one_process_goes_on_from_the_state_of_two_with_their_batch(
     assert_same_training(tmp_path, alone)
 
 
+def test_a_training_can_start_with_fewer_processes_than_planned(session_config: Config) -> None:
+    config = comparable_config(session_config)
+    config.data.samples_per_gpu = 3
+    began = plan_batches(config, 1, {"num_processes": 2, "global_batch": 6})
+    assert plan_batches(config, 1, None, num_processes=2) == began
+    assert plan_batches(config, 2, None, num_processes=2) == plan_batches(config, 2, None)
+    assert plan_batches(config, 2, None, num_processes=2).note is None
+
+
 def test_the_learning_rate_can_follow_the_batch_instead(session_config: Config) -> None:
     config = comparable_config(session_config)
     config.merge_from_dict({"data.samples_per_gpu": 3, "resized_batch": "scale_lr"})

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dfvt.cluster.spaces import TRIAL, num_trials_of, param_space_of, scheduler_of, searcher_of
-from dfvt.cluster.spec import SweepSpec, draw_trials, load_spec
+from dfvt.cluster.spaces import TRIAL, param_space_of, scheduler_of, searcher_of
+from dfvt.cluster.spec import SweepSpec, draw_trials, load_spec, num_trials_of
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweeps").glob("*.yaml"))
 

@@ -97,7 +97,7 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("space: {lr: {choice: [1], grid: [2]}}", "space.lr is"),
         ("algorithm: grid", "algorithm grid takes grid domains alone, but space.lr is loguniform"),
         ("algorithm: optuna", "space.model.backbone.drop_path_rate cannot be a grid: write choice"),
-        ("scheduler: pbt", 'scheduler is "pbt", but must be one of none, asha, median'),
+        ("scheduler: pbt", 'scheduler is "pbt", but must be one of none, asha, hyperband, median'),
         ("space: {seed: {uniform: [0, 9]}}", "space.seed must hold whole numbers: write randint"),
         ("space: {num_epochs: {choice: [0]}}", "space.num_epochs must hold whole numbers"),
         ("space: {lr: {choice: [1], when: {seed: 0}}}", "space.lr depends on seed, which is no other key"),

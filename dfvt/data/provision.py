@@ -1,0 +1,147 @@
+"""A data set on the node that trains on it: looked at once a node, copied from shared storage if need be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+from filelock import FileLock
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+
+from dfvt.data.coco import DatasetManifest, describe_dataset
+
+NUM_COPYING_THREADS = 16
+SECONDS_BETWEEN_LINES = 10.0
+Say = Callable[[str], None]
+
+
+def provide_dataset(manifest: DatasetManifest, source: str | None, say: Say) -> None:
+    """Makes sure that this machine has the data set of a manifest at the manifest's `root`.
+
+    Processes of one machine wait for the first of them. What was compared with the manifest's hash before is
+    not read again unless it changed.
+
+    Args:
+        source: a folder with the same layout, as a path or an address that pyarrow knows (s3://, gs://, …),
+            from which what is missing is copied.
+        say: is told how a copy goes.
+
+    Raises:
+        FileNotFoundError: the data set is not here, and there is no source, or the source lacks it.
+        ValueError: other data are here, or came from the source.
+    """
+    root = manifest.root.absolute()
+    place = hashlib.sha256(str(root).encode()).hexdigest()[:16]
+    known = Path(tempfile.gettempdir()) / f"dfvt-data-{place}.json"
+    with FileLock(known.with_suffix(".lock")):
+        if not root.exists():
+            if source is None:
+                raise FileNotFoundError(
+                    f"the node {socket.gethostname()} has no data set in {root}: put it there, or name the "
+                    "storage to copy it from as data_source"
+                )
+            copy_dataset(manifest, source, root, say)
+        seen = {"data_hash": manifest.data_hash, "changed": last_changes(manifest)}
+        if known.is_file() and json.loads(known.read_text()) == seen:
+            return
+        require_hash(manifest, root, f"the node {socket.gethostname()}")
+        known.write_text(json.dumps(seen))
+
+
+def parts_of(manifest: DatasetManifest) -> list[Path]:
+    """The files and folders of a data set, relative to its root."""
+    return [manifest.train_annotations, manifest.val_annotations, manifest.train_images, manifest.val_images]
+
+
+def last_changes(manifest: DatasetManifest) -> list[int]:
+    """When the files and folders of a data set changed last."""
+    paths = (manifest.root.absolute() / part for part in parts_of(manifest))
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+
+
+def require_hash(manifest: DatasetManifest, root: Path, where: str) -> None:
+    """Reads the data set in `root`, every image of it.
+
+    Raises:
+        ValueError: it is not that of the manifest.
+    """
+    found = describe_dataset(
+        manifest.name,
+        root,
+        train_annotations=manifest.train_annotations,
+        train_images=manifest.train_images,
+        val_annotations=manifest.val_annotations,
+        val_images=manifest.val_images,
+        generated=manifest.generated,
+    ).data_hash
+    if found != manifest.data_hash:
+        raise ValueError(
+            f"{where} has other data in {root} (hash {found[:12]}) than was prepared "
+            f"({manifest.data_hash[:12]}): remove them there, or prepare these"
+        )
+
+
+def copy_dataset(manifest: DatasetManifest, source: str, root: Path, say: Say) -> None:
+    """Copies a data set; `root` appears when it is complete, a copy that was interrupted goes on.
+
+    Raises:
+        FileNotFoundError: the source lacks a part.
+        ValueError: the source's content is not that of the manifest, or its address is none.
+    """
+    try:
+        if "://" in source:
+            storage, base = FileSystem.from_uri(source)
+        else:
+            storage, base = FileSystem.from_uri(Path(source).absolute().as_uri())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data_source {source}: {str(error).splitlines()[0]}") from error
+    folder = root.with_name(f".{root.name}.partial")
+    files = list(
+        chain.from_iterable(files_of(storage, f"{base}/{part.as_posix()}") for part in parts_of(manifest))
+    )
+    total = sum(file.size for file in files)
+    say(f"copies {len(files)} files, {total / 1e9:.2f} GB, from {source} to {root}")
+
+    def copy(file: FileInfo) -> int:
+        target = folder / Path(file.path).relative_to(base)
+        if not (target.is_file() and target.stat().st_size == file.size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            with storage.open_input_stream(file.path) as stream, partial.open("wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+            partial.replace(target)
+        return int(file.size)
+
+    done, last_line = 0, time.monotonic()
+    with ThreadPoolExecutor(NUM_COPYING_THREADS) as pool:
+        for number, size in enumerate(pool.map(copy, files), 1):
+            done += size
+            if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                say(f"{number} of {len(files)} files, {done / total:.0%}")
+    require_hash(manifest, folder, f"data_source {source}")
+    folder.replace(root)
+    say(f"the data set is in {root}")
+
+
+def files_of(storage: FileSystem, path: str) -> list[FileInfo]:
+    """A file, or all files in a folder.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    info = storage.get_file_info(path)
+    if info.type == FileType.File:
+        return [info]
+    if info.type != FileType.Directory:
+        raise FileNotFoundError(f"data_source has no {path}: it needs the layout of the data set here")
+    found = storage.get_file_info(FileSelector(path, recursive=True))
+    return [file for file in found if file.type == FileType.File]
