@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 from dfvt import __version__
+from dfvt.cli_cluster import add_cluster_commands
 from dfvt.engine.console import quiet_libraries
 
 if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
     from mmcv import Config
 
     from dfvt.engine.evaluate import CocoEvaluation
+
+Commands = _SubParsersAction  # what `add_subparsers` makes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,48 +47,19 @@ def _fail(error: Exception, exit_code: int, *, debug: bool) -> int:
 
 def _parser() -> ArgumentParser:
     quiet_libraries()
-    from mmcv import DictAction
-
-    class Options(DictAction):
-        """mmcv's, which shows a traceback for an option without a value or with half a bracket."""
-
-        def __call__(
-            self, parser: ArgumentParser, namespace: Namespace, values: list[str], *rest: Any
-        ) -> None:
-            for value in values:
-                if "=" not in value:
-                    parser.error(f"--cfg-options {value}: it needs a value, KEY=VALUE")
-            try:
-                super().__call__(parser, namespace, values, *rest)
-            except AssertionError as error:  # unbalanced brackets
-                parser.error(f"--cfg-options {' '.join(values)}: {error}")
-
     parser = ArgumentParser(prog="dfvt", description="Train, test and measure DFvT detectors.")
     parser.add_argument("--version", action="version", version=f"dfvt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_test(commands)
+    add_cluster_commands(commands)
+    _add_profile(commands)
+    return parser
 
-    def command(name: str, summary: str, work_dir: str) -> ArgumentParser:
-        made = commands.add_parser(name, help=summary, description=summary)
-        made.add_argument("config", type=Path, metavar="CONFIG", help="an mmdet config file")
-        made.add_argument(
-            "--cfg-options",
-            nargs="+",
-            action=Options,
-            default={},
-            metavar="KEY=VALUE",
-            help="config keys to change, as model.backbone.drop_path_rate=0.2",
-        )
-        made.add_argument(
-            "--gpus",
-            type=int,
-            metavar="N",
-            help="one process a GPU; 0: CPU; default: a GPU that is there",
-        )
-        made.add_argument("--work-dir", type=Path, metavar="DIR", help=work_dir)
-        made.add_argument("--debug", action="store_true", help="show where an error comes from")
-        return made
 
-    train = command(
+def _add_train(commands: Commands) -> None:
+    train = _config_command(
+        commands,
         "train",
         "Train a detector, or carry on with a training that was interrupted.",
         "where state and checkpoint go; default: work_dirs/<config's name>",
@@ -104,8 +77,13 @@ def _parser() -> ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    test = command(
-        "test", "Evaluate a checkpoint on the config's test images.", "as --out DIR/<config's name>.json"
+
+def _add_test(commands: Commands) -> None:
+    test = _config_command(
+        commands,
+        "test",
+        "Evaluate a checkpoint on the config's test images.",
+        "as --out DIR/<config's name>.json",
     )
     test.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of weights, ours or mmdet's"
@@ -125,54 +103,13 @@ def _parser() -> ArgumentParser:
     )
     test.set_defaults(run=_test)
 
-    sweep = commands.add_parser(
-        "sweep",
-        help="Search for the best detector.",
-        description="Run the trials of a search, or show those of one that was begun.",
-        usage="dfvt sweep SPEC [--plan | --submit [--home DIR]]\n"
-        "       dfvt sweep status NAME\n"
-        "       dfvt sweep results NAME [--out DIR]",
-    )
-    sweep.add_argument(
-        "words",
-        nargs="+",
-        metavar="SPEC | status NAME | results NAME",
-        help="a YAML file, see configs/sweeps; or what is to be shown of the sweep of a name",
-    )
-    start = sweep.add_mutually_exclusive_group()
-    start.add_argument("--plan", action="store_true", help="list the trials and start nothing")
-    start.add_argument(
-        "--submit",
-        action="store_true",
-        help="hand the sweep to the cluster at RAY_API_SERVER_ADDRESS, which does not need this machine then",
-    )
-    sweep.add_argument(
-        "--home",
-        type=Path,
-        metavar="DIR",
-        help="where the cluster's nodes find data/dataset and weights and put .dfvt/sweeps, "
-        "by default this folder",
-    )
-    sweep.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where results go as results.csv and plots, by default .dfvt/sweeps/NAME/results",
-    )
-    sweep.add_argument("--debug", action="store_true", help="show where an error comes from")
-    sweep.set_defaults(run=_sweep)
 
-    doctor = commands.add_parser(
-        "doctor",
-        help="Find out what would fail before it does.",
-        description="Show whether this machine, or each node of a cluster, has what a training needs.",
-    )
-    doctor.add_argument("--cluster", action="store_true", help="of each node of the cluster at RAY_ADDRESS")
-    doctor.add_argument("--debug", action="store_true", help="show where an error comes from")
-    doctor.set_defaults(run=_doctor)
-
-    profile = command(
-        "profile", "Count a detector's parameters and FLOPs.", "write the JSON to DIR/profile.json"
+def _add_profile(commands: Commands) -> None:
+    profile = _config_command(
+        commands,
+        "profile",
+        "Count a detector's parameters and FLOPs.",
+        "write the JSON to DIR/profile.json",
     )
     profile.add_argument(
         "--shape",
@@ -183,7 +120,45 @@ def _parser() -> ArgumentParser:
     )
     profile.add_argument("--json", action="store_true", help="print JSON")
     profile.set_defaults(run=_profile)
-    return parser
+
+
+def _config_command(commands: Commands, name: str, summary: str, work_dir: str) -> ArgumentParser:
+    """A command about a detector's config."""
+    from mmcv import DictAction
+
+    class Options(DictAction):
+        """mmcv's, which shows a traceback for an option without a value or with half a bracket."""
+
+        def __call__(
+            self, parser: ArgumentParser, namespace: Namespace, values: list[str], *rest: Any
+        ) -> None:
+            for value in values:
+                if "=" not in value:
+                    parser.error(f"--cfg-options {value}: it needs a value, KEY=VALUE")
+            try:
+                super().__call__(parser, namespace, values, *rest)
+            except AssertionError as error:  # unbalanced brackets
+                parser.error(f"--cfg-options {' '.join(values)}: {error}")
+
+    made = commands.add_parser(name, help=summary, description=summary)
+    made.add_argument("config", type=Path, metavar="CONFIG", help="an mmdet config file")
+    made.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="config keys to change, as model.backbone.drop_path_rate=0.2",
+    )
+    made.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="one process a GPU; 0: CPU; default: a GPU that is there",
+    )
+    made.add_argument("--work-dir", type=Path, metavar="DIR", help=work_dir)
+    made.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return made
 
 
 def _side(text: str) -> int:
@@ -292,88 +267,6 @@ def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> Coc
 
     model, dataset = load_detector(cfg, checkpoint, device)
     return evaluate_model(model, dataset, device, num_workers=cfg.data.workers_per_gpu)
-
-
-def _sweep(options: Namespace) -> None:
-    from dfvt.reports.sweep import results_table
-
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    match options.words:
-        case ["status" | "results" as what, name]:
-            _show_sweep(what, name, options.out)
-        case [spec] if spec not in ("status", "results"):
-            if options.submit:
-                return _submit_sweep(Path(spec), options.home or _home())
-            from dfvt.cluster.sweep import plan_lines, prepare_sweep, run_sweep
-
-            sweep = prepare_sweep(Path(spec), Path.cwd(), _home())
-            if options.plan:
-                print("\n".join(plan_lines(sweep)))
-            else:
-                print(results_table(run_sweep(sweep), sweep.spec.metric, sweep.spec.mode))
-        case words:
-            raise ValueError(
-                f"sweep {' '.join(words)}: write a spec's file, or status or results and a sweep's name"
-            )
-
-
-def _doctor(options: Namespace) -> int:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from rich.console import Console
-
-    from dfvt.cluster.doctor import dataset_of, examine_cluster, examine_here
-    from dfvt.cluster.session import ray_session
-    from dfvt.reports.doctor import doctor_table
-    from dfvt.tracking.mlflow import tracking_uri
-
-    home = _home()
-    if options.cluster:
-        if not os.environ.get("RAY_ADDRESS"):
-            raise ValueError("doctor --cluster examines the cluster at RAY_ADDRESS: set it")
-        with ray_session() as connected:
-            connected()
-            reports = examine_cluster(dataset_of(home), tracking_uri(home))
-    else:
-        reports = [examine_here(home, tracking_uri(home))]
-    console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
-    console.print(doctor_table(reports))
-    problems = [problem for report in reports for problem in report.problems]
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return int(bool(problems))
-
-
-def _home() -> Path:
-    """Where data set, weights and sweeps are: this folder, or what a job on a cluster is told."""
-    from dfvt.cluster.records import HOME
-
-    return Path(os.environ.get(HOME) or Path.cwd())
-
-
-def _submit_sweep(spec: Path, home: Path) -> None:
-    from dfvt.cluster.spec import load_spec
-    from dfvt.cluster.submit import submit_sweep
-
-    name = load_spec(spec).name
-    job = submit_sweep(spec, name, Path.cwd(), home.absolute())
-    print(
-        f"submitted as {job}; it goes on without this machine.\n"
-        f"follow it:  ray job logs {job} --follow\n"
-        f"stop it:    ray job stop {job} (submitted again, the sweep goes on)\n"
-        f"see it:     dfvt sweep status {name}, in {home.absolute()}"
-    )
-
-
-def _show_sweep(what: str, name: str, out: Path | None) -> None:
-    from dfvt.cluster.records import load_sweep
-    from dfvt.reports.sweep import results_table, status_line, write_results
-
-    sweep = load_sweep(_home(), name)
-    print(f"{name}: {status_line(sweep.trials, sweep.num_trials)}", file=sys.stderr)
-    print(results_table(sweep.trials, sweep.metric, sweep.mode))
-    if what == "results":
-        for file in write_results(sweep.trials, sweep.metric, sweep.mode, out or sweep.folder / "results"):
-            print(f"written: {file}", file=sys.stderr)
 
 
 def _profile(options: Namespace) -> None:

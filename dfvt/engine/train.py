@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def train(
             callback.on_warning(message)
 
     check_supported(cfg)
-    policy, precision = failure_policy_of(cfg), precision_of(cfg, device)
+    failure_policy_of(cfg), precision_of(cfg, device)  # their mistakes, before the data set is read
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
     text = cfg.pretty_text
 
@@ -135,28 +136,8 @@ def train(
         world_size=world_size,
         num_parts=plan.num_parts,
     )
-    model = build_model(cfg, dataset.CLASSES, device)
-    if cfg.get("load_from") and not found:
-        left_out = load_fitting_weights(model, cfg.load_from)
-        if left_out:
-            warn(left_out)
-    average = build_average(cfg, model)
-    model = distributed(model, cfg, device)
-    seed_everything(seed + rank)  # from here on processes draw their own samples
-
-    runner = DetectorRunner(
-        model,
-        build_merged_optimizer(model, cfg.optimizer),
-        sampler=sampler,
-        device=device,
-        precision=precision,
-        max_epochs=cfg.runner.max_epochs,
-        meta={**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})},
-        num_accumulated=num_accumulated_of(cfg),
-        average=average,
-        max_nonfinite=policy.nonfinite_losses,
-        warn=warn,
-    )
+    meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
+    runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, is_new=not found)
     if found:
         restore_state(runner, found[1], plan.lr_scale)
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -165,37 +146,33 @@ def train(
         for callback in callbacks:
             callback.on_checkpoint(path, step)
 
-    checkpoint_config = cfg.get("checkpoint_config") or {}
-    files = StateFiles(work_dir, checkpoint_config.get("max_keep_ckpts", 2), written)
-    register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
-    is_new = not found and plan.note is None  # else learning rate and batch may rightly be others
-    start = TrainingStart(
-        runner.iter,
-        runner.max_iters,
-        runner.epoch,
-        runner.max_epochs,
-        resumed_from=found[0] if found else None,
-        note=plan.note,
-        not_read_back=require_settings(runner, expected or {}) if is_new else (),
-    )
-    del found
-    for callback in callbacks:
-        callback.on_start(start)
-    try:
+    num_kept = (cfg.get("checkpoint_config") or {}).get("max_keep_ckpts", 2)
+    with closing(StateFiles(work_dir, num_kept, written)) as files:
+        register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
+        is_new = not found and plan.note is None  # else learning rate and batch may rightly be others
+        start = TrainingStart(
+            runner.iter,
+            runner.max_iters,
+            runner.epoch,
+            runner.max_epochs,
+            resumed_from=found[0] if found else None,
+            note=plan.note,
+            not_read_back=require_settings(runner, expected or {}) if is_new else (),
+        )
+        del found  # it is as large as the model and its optimiser
+        for callback in callbacks:
+            callback.on_start(start)
         runner.run(
             build_train_loader(
                 dataset,
                 sampler,
                 cfg.data.workers_per_gpu,
                 pin_memory=device.type == "cuda",
-                skip_unreadable=policy.skip_unreadable,
+                skip_unreadable=failure_policy_of(cfg).skip_unreadable,
             )
         )
-    finally:
-        files.close()
-
     final = work_dir / FINAL_FILE
-    require_finite(model)
+    require_finite(runner.model)
     if rank == 0:
         write_atomically(model_content(runner, runner.iter), final)
     if world_size > 1:
@@ -203,6 +180,40 @@ def train(
     for callback in callbacks:
         callback.on_end(final)
     return TrainResult(final, runner.iter, runner.metrics)
+
+
+def build_runner(
+    cfg: Config,
+    sampler: EpochBatchSampler,
+    classes: Sequence[str],
+    device: torch.device,
+    meta: dict[str, Any],
+    warn: Callable[[str], None],
+    *,
+    is_new: bool,
+) -> DetectorRunner:
+    """Model, optimiser and loop of a config; a new training starts from `load_from` if that is given."""
+    model = build_model(cfg, classes, device)
+    if is_new and cfg.get("load_from"):
+        left_out = load_fitting_weights(model, cfg.load_from)
+        if left_out:
+            warn(left_out)
+    average = build_average(cfg, model)
+    model = distributed(model, cfg, device)
+    seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
+    return DetectorRunner(
+        model,
+        build_merged_optimizer(model, cfg.optimizer),
+        sampler=sampler,
+        device=device,
+        precision=precision_of(cfg, device),
+        max_epochs=cfg.runner.max_epochs,
+        meta=meta,
+        num_accumulated=num_accumulated_of(cfg),
+        average=average,
+        max_nonfinite=failure_policy_of(cfg).nonfinite_losses,
+        warn=warn,
+    )
 
 
 def checkpoint_meta(config: str, classes: Sequence[str], seed: int) -> dict[str, Any]:
