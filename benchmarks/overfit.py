@@ -20,6 +20,7 @@ from dfvt.engine.config import load_config
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
 from dfvt.engine.evaluate import evaluate_model
+from dfvt.engine.hooks import TrainingStopped
 from dfvt.engine.infer import choose_device, load_detector
 from dfvt.engine.progress import Progress
 from dfvt.engine.train import train
@@ -27,6 +28,7 @@ from dfvt.engine.train import train
 CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
 IMG_SCALE = (832, 640)
 REPEATS = 20
+MAX_SECONDS = 440.0  # of training and its validations: it is to take less than eight minutes in all
 
 
 class Table(Callback):
@@ -119,11 +121,20 @@ def main() -> None:
         }
     )
     started = time.perf_counter()
-    result = train(
-        cfg, work_dir, device=device, callbacks=[CurveFiles(work_dir), Progress("overfit"), Table()]
-    )
-    print(f"\n{result.step} iterations and all validations: {time.perf_counter() - started:.0f} s")
-    model, dataset = load_detector(cfg, result.checkpoint, device)
+    listeners = [CurveFiles(work_dir), Progress("overfit"), Table()]
+    checkpoint = work_dir / "latest.pth"
+    try:
+        checkpoint = train(
+            cfg,
+            work_dir,
+            device=device,
+            callbacks=listeners,
+            stop_asked=lambda: time.perf_counter() - started > MAX_SECONDS,
+        ).checkpoint
+    except TrainingStopped as stopped:
+        print(f"\nstopped after {stopped.step} iterations: its time was over")
+    print(f"\ntraining and all validations: {time.perf_counter() - started:.0f} s")
+    model, dataset = load_detector(cfg, checkpoint, device)
     evaluation = evaluate_model(model, dataset, device, num_workers=8)
     assert evaluation is not None
     print("the checkpoint, evaluated again:", {k: evaluation.metrics[k] for k in ("bbox_mAP", "segm_mAP")})

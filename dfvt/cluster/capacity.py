@@ -11,9 +11,14 @@ from dfvt.cluster.spec import SweepSpec
 def max_concurrent_trials(spec: SweepSpec) -> int:
     """How many trials fit the connected cluster at once, at most as many as the spec allows.
 
+    Where the cluster makes nodes for what waits, it is as many as the spec says.
+
     Raises:
         ValueError: not even one does.
     """
+    if spec.autoscaling:
+        assert spec.max_concurrent_trials
+        return spec.max_concurrent_trials
     resources = ray.cluster_resources()
     least = spec.min_workers or spec.num_workers
     use_gpu = resources.get("GPU", 0) >= least if spec.use_gpu == "auto" else spec.use_gpu

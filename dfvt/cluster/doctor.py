@@ -8,20 +8,16 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+from dfvt.cluster.nodes import Node, Unanswered, on_each_node
 from dfvt.data.coco import DatasetManifest
 from dfvt.tracking.mlflow import require_reachable
 
 SHARED_MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = {"free disk": 5 * 10**9, "/dev/shm": 10**9}  # states and curves; batches of loader processes
-ANSWER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -70,30 +66,16 @@ def versions_here() -> dict[str, str]:
 
 def examine_cluster(dataset: DatasetManifest | None, tracking_uri: str) -> list[NodeReport]:
     """The report of each node of the connected cluster, from a task on it."""
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(examine)
-    answers = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            num_gpus = int(node["Resources"].get("GPU", 0))
-            expected = Expectation(versions_here(), num_gpus, dataset, tracking_uri)
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerHostname']} {node['NodeID'][:6]}"
-            answers[name] = task.options(scheduling_strategy=strategy).remote(expected, name)
-    ready, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS)
+    answers = on_each_node(examine_node, Expectation(versions_here(), 0, dataset, tracking_uri))
     return [
-        report_or_failure(answer, name)
-        if answer in ready
-        else unanswered(name, f"{ANSWER_SECONDS:.0f} s passed")
-        for name, answer in answers.items()
+        unanswered(node.name, answer.reason) if isinstance(answer, Unanswered) else answer
+        for node, answer in answers.items()
     ]
 
 
-def report_or_failure(answer: ray.ObjectRef[NodeReport], name: str) -> NodeReport:
-    """A node's report, or one that says why there is none."""
-    try:
-        return ray.get(answer)
-    except ray.exceptions.RayError as error:
-        return unanswered(name, str(error).strip().splitlines()[-1])
+def examine_node(node: Node, expected: Expectation) -> NodeReport:
+    """The report of the node that this task runs on."""
+    return examine(replace(expected, num_gpus=node.num_gpus), node.name)
 
 
 def unanswered(name: str, reason: str) -> NodeReport:

@@ -32,6 +32,7 @@ class TrialRecord:
     num_epochs: int = 0
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    startup_seconds: float = 0.0  # from the trial's turn to its first iteration, the last time that it began
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord | None:

@@ -146,6 +146,9 @@ class SweepSpec(Section):
     data_source: Text | None = Field(
         default=None, description="a path or address that nodes copy the data set from, or null"
     )
+    autoscaling: bool = Field(
+        default=False, description="true where the cluster makes nodes for what waits, or false"
+    )
     max_failures: int = Field(default=3, ge=0, description="a whole number of at least 0")
     trial_seconds: float | None = Field(
         default=None, gt=0, description="the most seconds that a trial may take, or null"
@@ -176,6 +179,10 @@ def problem_of(spec: SweepSpec) -> str | None:
             return f"algorithm {spec.algorithm} needs a space to search"
     if spec.min_workers and spec.min_workers > spec.num_workers:
         return f"min_workers {spec.min_workers} is more than num_workers {spec.num_workers}"
+    if spec.autoscaling and (spec.use_gpu == "auto" or not spec.max_concurrent_trials):
+        return (
+            "autoscaling needs use_gpu true or false, and max_concurrent_trials: nodes to come do not count"
+        )
     for key in TRAIN_KEYS:
         whole = int if key != "lr" else int | float
         values = spec.space[key].values if key in spec.space else ()

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from mmcv import Config
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
+from dfvt.cluster.nodes import require_shared
 from dfvt.cluster.records import LINEAGE, SWEEPS, Status, TrialRecord, load_records, require_same_spec
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of
@@ -203,6 +205,8 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
     """Runs the trials on the connected Ray that have not ended yet; `run` as in `TrialTraining`."""
     spec, folder = sweep.spec, sweep.folder
     max_concurrent = max_concurrent_trials(spec)
+    if len(ray.nodes()) > 1:
+        require_shared(folder)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
     trainable = tune.with_resources(
         tune.with_parameters(TrialTraining, sweep=sweep, run=run), {"memory": TRIAL_PROCESS_BYTES}

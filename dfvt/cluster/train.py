@@ -43,6 +43,7 @@ class TrainingJob:
         use_gpu: `auto` uses GPUs when the cluster has enough.
         lineage: goes into the checkpoint's meta data.
         cpus_per_worker: CPUs of a worker instead of its share of the cluster's.
+        autoscaling: whether nodes come for workers that do not fit those that are there.
         resources_per_worker: resources that nodes declare themselves, beside CPUs and GPUs.
         dataset, data_source: each node makes sure to have it, see `dfvt.data.provision.provide_dataset`.
         expected: see `dfvt.engine.train.train`.
@@ -57,6 +58,7 @@ class TrainingJob:
     lineage: dict[str, str]
     min_workers: int | None = None
     cpus_per_worker: int | None = None
+    autoscaling: bool = False
     resources_per_worker: Mapping[str, float] = field(default_factory=dict)
     dataset: DatasetManifest | None = None
     data_source: str | None = None
@@ -175,7 +177,7 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
     num_gpus, num_cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
     least = job.min_workers or job.num_workers
     use_gpu = num_gpus >= least if job.use_gpu == "auto" else job.use_gpu
-    if use_gpu and num_gpus < least:
+    if use_gpu and num_gpus < least and not job.autoscaling:
         raise ValueError(
             f"train.num_workers is {least} with train.use_gpu, but Ray has {num_gpus} GPUs: "
             "lower num_workers or set train.use_gpu to false"

@@ -34,10 +34,12 @@ class TrialReports(Callback):
         self, record: TrialRecord, folder: Path, metric: str, hand_on: Callable[[Result], None]
     ) -> None:
         self.record, self.folder, self.metric, self.hand_on = record, folder, metric, hand_on
-        self.started = time.monotonic() - record.seconds
+        self.began = time.monotonic()
+        self.started = self.began - record.seconds
 
     def on_start(self, start: TrainingStart) -> None:
-        self.record = replace(self.record, num_epochs=start.max_epochs)
+        startup_seconds = time.monotonic() - self.began
+        self.record = replace(self.record, num_epochs=start.max_epochs, startup_seconds=startup_seconds)
         if start.resumed_from:
             self.on_warning(f"continues after step {start.step} of {start.max_steps}")
         if start.note:
@@ -159,6 +161,7 @@ def job_of(
         cpus_per_worker=spec.cpus_per_worker,
         dataset=sweep.dataset,
         data_source=spec.data_source,
+        autoscaling=spec.autoscaling,
         resources_per_worker=spec.resources_per_worker,
         expected={key: value for key, value in expected.items() if value is not None},
         max_seconds=spec.trial_seconds,

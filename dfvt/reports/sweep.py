@@ -41,6 +41,8 @@ class Trial(Protocol):
     @property
     def seconds(self) -> float: ...
     @property
+    def startup_seconds(self) -> float: ...
+    @property
     def metrics(self) -> dict[str, float]: ...
     @property
     def mlflow_run_id(self) -> str: ...
@@ -131,13 +133,15 @@ def write_csv(trials: Sequence[Trial], file: Path) -> None:
     names = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     with file.open("w", newline="") as stream:
         rows = csv.writer(stream)
-        rows.writerow(["trial", *keys, "status", "epoch", "num_epochs", "seconds", *names, "mlflow_run_id"])
+        fixed = ["status", "epoch", "num_epochs", "startup_seconds", "seconds"]
+        rows.writerow(["trial", *keys, *fixed, *names, "mlflow_run_id"])
         for trial in trials:
             rows.writerow(
                 [
                     trial.name,
                     *(trial.assignment.get(key, "") for key in keys),
-                    *(trial.status, trial.epoch, trial.num_epochs, round(trial.seconds, 1)),
+                    *(trial.status, trial.epoch, trial.num_epochs),
+                    *(round(trial.startup_seconds, 1), round(trial.seconds, 1)),
                     *(trial.metrics.get(name, "") for name in names),
                     trial.mlflow_run_id,
                 ]

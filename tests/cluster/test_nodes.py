@@ -101,6 +101,7 @@ def states(project: Project) -> list[Path]:
     return list(project.path.glob(".dfvt/sweeps/nodes/trials/*/latest.pth"))
 
 
+@pytest.mark.slow
 def test_trials_are_packed_on_nodes_and_span_two_when_they_must(nodes: Nodes, prepared: Project) -> None:
     for _ in range(2):
         nodes.add(num_accelerators=2)
@@ -150,6 +151,17 @@ def test_a_trial_starts_smaller_when_it_may_and_each_node_copies_the_data_once(
     assert "2 processes instead of 3: the global batch stays 12, 6 images a process in 2 parts" in log
     assert len((folder / "curve.csv").read_text().split()) == 1 + 24 // 12
     assert log.count("copies ") == 1
+
+
+@pytest.mark.slow
+def test_trials_wait_for_nodes_that_an_autoscaler_makes(nodes: Nodes, prepared: Project) -> None:
+    text = SPEC.replace("1.0e-4, 1.0e-3", "1.0e-4")
+    text += "autoscaling: true\nuse_gpu: false\nmax_concurrent_trials: 1\n"
+    driver = nodes.start(write_spec(prepared, text))
+    wait_until(lambda: bool(runs(prepared)), driver, nodes)  # the trial has begun, its worker fits nowhere
+    nodes.add(num_accelerators=1)
+    nodes.finish(driver)
+    assert_each_trial_once(prepared, "nodes", ["finished"])
 
 
 @pytest.mark.slow
