@@ -11,10 +11,10 @@ from mmcv.runner import build_optimizer, get_dist_info
 from mmdet.models import build_detector
 from torch import nn
 
-import dfvt.models  # noqa: F401
 from dfvt.engine.compat import DistributedDetector
 from dfvt.engine.config import arguments_of
 from dfvt.engine.precision import keep_interfaces_in_float32
+from dfvt.models.dfvt import DFvT
 
 
 def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn.Module:
@@ -24,10 +24,11 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     `compile_backbone = True` (or arguments of `torch.compile`) compiles the backbone.
 
     Raises:
-        ValueError: BatchNorm is to be shared on the CPU, where torch cannot.
+        ValueError: BatchNorm is to be shared on the CPU, where torch cannot, or neck and backbone do not fit.
     """
     with arguments_of("model"):
         model = build_detector(cfg.model)
+        require_fitting_neck(model)
         model.init_weights()
     model.CLASSES = classes
     keep_interfaces_in_float32(model)
@@ -39,6 +40,22 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     if compiled:
         model.backbone.compile(**(compiled if isinstance(compiled, dict) else {}))
     return model.to(device)
+
+
+def require_fitting_neck(model: nn.Module) -> None:
+    """Compares the channels that a neck takes with those of DFvT's maps.
+
+    Raises:
+        ValueError: they differ.
+    """
+    backbone, taken = (
+        getattr(model, "backbone", None),
+        getattr(getattr(model, "neck", None), "in_channels", None),
+    )
+    if isinstance(backbone, DFvT) and isinstance(taken, Sequence):
+        given = [backbone.num_features[index] for index in backbone.out_indices]
+        if list(taken) != given:
+            raise ValueError(f"model.neck.in_channels is {list(taken)}, but the backbone's maps have {given}")
 
 
 def distributed(model: nn.Module, cfg: Config, device: torch.device) -> nn.Module:

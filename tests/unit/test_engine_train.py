@@ -218,6 +218,15 @@ def test_a_detector_of_another_backbone_is_not_where_a_training_starts(
         train(config, tmp_path)
 
 
+def test_a_neck_that_does_not_fit_the_backbone_is_refused(config: Config, tmp_path: Path) -> None:
+    config.model.neck.in_channels = [16, 32, 64, 256]
+    sentence = (
+        r"model.neck.in_channels is \[16, 32, 64, 256\], but the backbone's maps have \[16, 32, 64, 128\]"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        train(config, tmp_path)
+
+
 def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
     del config._cfg_dict["lr_config"]
     with pytest.raises(ValueError, match="config section 'lr_config' is missing"):
