@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from dfvt.cluster.spec import SweepSpec, num_trials_of
@@ -57,18 +60,42 @@ def load_records(folder: Path) -> list[TrialRecord]:
     return [record for record in map(TrialRecord.load, sorted(folder.glob("trials/*"))) if record]
 
 
+def text_of(spec: SweepSpec) -> str:
+    """What a sweep's folder keeps of its spec."""
+    content = {"num_trials": num_trials_of(spec), **spec.model_dump(mode="json")}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def note_spec(spec: SweepSpec, folder: Path) -> None:
+    """Notes the spec of a sweep that begins: from now on it is the sweep of that name."""
+    write_whole(folder / SPEC_FILE, text_of(spec))
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps a second process from running the same sweep; a process that dies keeps nobody.
+
+    Raises:
+        ValueError: one runs it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"the sweep {folder.name} in {folder} is running already: see dfvt sweep status {folder.name}"
+        ) from error
+
+
 def require_same_spec(spec: SweepSpec, folder: Path) -> None:
-    """Notes the spec in a new sweep's folder, and compares it with that of one which goes on.
+    """Compares a spec with that of a sweep which goes on.
 
     Raises:
         ValueError: they differ.
     """
-    content = {"num_trials": num_trials_of(spec), **spec.model_dump(mode="json")}
-    text = json.dumps(content, indent=2) + "\n"
     file = folder / SPEC_FILE
-    if not file.is_file():
-        write_whole(file, text)
-    elif file.read_text() != text:
+    if file.is_file() and file.read_text() != text_of(spec):
         raise ValueError(
             f"the sweep {spec.name} in {folder} was begun with another spec: "
             "give this one another name, or remove that folder to begin anew"

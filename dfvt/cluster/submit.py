@@ -8,7 +8,7 @@ import shlex
 import time
 from pathlib import Path
 
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from dfvt.cluster.records import HOME, LINEAGE
@@ -49,7 +49,7 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
             runtime_env={"working_dir": str(project), "env_vars": variables},
             metadata={"dfvt.sweep": name},
         )
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(f"the job server takes no sweep: {first_sentence(error)}") from error
 
 
@@ -61,6 +61,7 @@ def first_sentence(error: Exception) -> str:
             "it wants a token, or another one: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH to the cluster's"
         )
-    if isinstance(error, ConnectionError):
-        return f"{text[:200]}: start the cluster, or set RAY_API_SERVER_ADDRESS to its dashboard's address"
+    if isinstance(error, ConnectionError | RayError):
+        reason = text[:200].rstrip(".")
+        return f"{reason}: start the cluster, or set RAY_API_SERVER_ADDRESS to its dashboard's address"
     return text[:300]

@@ -18,7 +18,16 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
 from dfvt.cluster.nodes import require_shared
-from dfvt.cluster.records import LINEAGE, SWEEPS, Status, TrialRecord, load_records, require_same_spec
+from dfvt.cluster.records import (
+    LINEAGE,
+    SWEEPS,
+    Status,
+    TrialRecord,
+    load_records,
+    note_spec,
+    one_at_a_time,
+    require_same_spec,
+)
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of
 from dfvt.cluster.spec import (
@@ -118,9 +127,12 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         ValueError: the spec is wrong, or names a key that no config has.
     """
     from dfvt.engine.config import load_config, use_dataset, with_absolute_paths
+    from dfvt.engine.evaluate import METRIC_NAMES
     from dfvt.engine.options import merge_options
 
     spec, settings = load_spec(path), load_settings(project / "params.yaml")
+    if spec.metric not in METRIC_NAMES:
+        raise ValueError(f"{path}: metric {spec.metric} is none of {', '.join(METRIC_NAMES)}")
     settings = settings.model_copy(
         update={"profile": spec.profile or settings.profile, "configs": spec.configs or settings.configs}
     )
@@ -191,13 +203,14 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     """Runs the trials that have not ended yet, at `RAY_ADDRESS` or on a Ray of its own; returns all of them.
 
     Raises:
-        ValueError: nobody answers at `RAY_ADDRESS`, the folder holds a sweep of another spec, or no node can
-            ever hold a worker.
+        ValueError: nobody answers at `RAY_ADDRESS`, the sweep is running already, the folder holds one of
+            another spec, or no node can ever hold a worker.
     """
-    require_same_spec(sweep.spec, sweep.folder)
-    require_reachable(sweep.tracking_uri)
-    with ray_session() as connected:
-        run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
+    with one_at_a_time(sweep.folder):
+        require_same_spec(sweep.spec, sweep.folder)
+        require_reachable(sweep.tracking_uri)
+        with ray_session() as connected:
+            run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
     return load_records(sweep.folder)
 
 
@@ -237,9 +250,8 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
                 verbose=0,
             ),
         )
+    note_spec(spec, folder)
     tuner.fit()
-    for trial in folder.glob("trials/*"):  # a last validation may have come after the decision to stop
-        conclude(sweep, trial, "stopped")
 
 
 def max_epochs(sweep: Sweep) -> int:

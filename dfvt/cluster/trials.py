@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
-from dfvt.cluster.records import TrialRecord
+from dfvt.cluster.records import TrialRecord, write_whole
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
 from dfvt.cluster.train import TrainingJob, run_training
@@ -24,7 +24,7 @@ from dfvt.tracking.mlflow import RunRecorder
 FINAL_FILE = "checkpoint.pth"
 
 
-LOG = "log.txt"
+LOG, CONFIG = "log.txt", "config.py"
 
 
 class TrialReports(Callback):
@@ -40,10 +40,18 @@ class TrialReports(Callback):
     def on_start(self, start: TrainingStart) -> None:
         startup_seconds = time.monotonic() - self.began
         self.record = replace(self.record, num_epochs=start.max_epochs, startup_seconds=startup_seconds)
+        self.save()
         if start.resumed_from:
             self.on_warning(f"continues after step {start.step} of {start.max_steps}")
         if start.note:
             self.on_warning(start.note)
+
+    def save(self) -> None:
+        """Keeps the record, and what the scheduler decided of the trial in the meantime."""
+        kept = TrialRecord.load(self.folder)
+        if kept and kept.status == "stopped":
+            self.record = replace(self.record, status="stopped")
+        self.record.save(self.folder)
 
     def on_warning(self, message: str) -> None:
         with (self.folder / LOG).open("a") as log:
@@ -56,7 +64,7 @@ class TrialReports(Callback):
             metrics=record.metrics,
             seconds=time.monotonic() - self.started,
         )
-        self.record.save(self.folder)
+        self.save()
         self.hand_on(self.result())
 
     def result(self) -> Result:
@@ -110,6 +118,7 @@ def run_trial(
         if record.status == "failed":  # tried once more: it may yet be stopped, or finish
             record = replace(record, status="running")
             record.save(folder)
+    write_whole(folder / CONFIG, job.config)
     reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
         run_training(job, [MlflowCurves(recorder), reports], stop)
@@ -147,6 +156,7 @@ def job_of(
         **sweep.lineage,
         "dfvt.variant": variant,
         "dfvt.sweep": spec.name,
+        "dfvt.trial": folder.name,
         "config.hash": config_hash(text),
         "ray.trial_id": trial_id,
     }

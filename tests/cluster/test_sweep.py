@@ -66,6 +66,7 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
             "the config has no key model.backbone.drop_path, the nearest is model.backbone.drop_path_rate",
         ),
         (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but the cluster has 0"),
+        (SPEC + "metric: bbox_map", "metric bbox_map is none of bbox_mAP, bbox_mAP_50"),
         (SPEC + "profile: custom\n", "profile is custom, but the data set in data/dataset is of mini"),
     ],
 )
@@ -73,6 +74,8 @@ def test_what_cannot_run_is_one_sentence(prepared: Project, text: str, sentence:
     result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
     assert result.returncode == 2, result.stderr
     assert sentence in result.stderr.splitlines()[-1]
+    status = prepared.run("python", "-m", "dfvt", "sweep", "status", "two")
+    assert status.returncode == 2, "it was never begun: the corrected spec may have its name"
 
 
 def test_a_plan_lists_the_trials_and_starts_nothing(prepared: Project) -> None:
@@ -104,6 +107,9 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
         while not any(record["status"] == "finished" for record in records(prepared, "two")):
             assert driver.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
             time.sleep(0.2)
+        second = prepared.run("python", "-m", "dfvt", "sweep", spec)
+        assert second.returncode == 2, second.stderr
+        assert "is running already" in second.stderr.splitlines()[-1]
     finally:
         driver.kill()
         driver.wait(30)

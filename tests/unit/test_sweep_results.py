@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfvt.cli import main
-from dfvt.cluster.records import SWEEPS, TrialRecord, require_same_spec
+from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec
 from dfvt.cluster.spec import SweepSpec
 from dfvt.reports.sweep import best_first, results_table, write_results
 
@@ -47,7 +47,7 @@ def trials() -> list[TrialRecord]:
 
 @pytest.fixture
 def project(tmp_path: Path, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch) -> Path:
-    require_same_spec(SPEC, tmp_path / SWEEPS / "search")
+    note_spec(SPEC, tmp_path / SWEEPS / "search")
     for record in trials:
         record.save(tmp_path / SWEEPS / "search/trials" / record.name)
     monkeypatch.chdir(tmp_path)
