@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dfvt.cluster.nodes import Node, Unanswered, on_each_node
+from dfvt.cluster.records import DATASET_MANIFEST
 from dfvt.data.coco import DatasetManifest
 from dfvt.tracking.mlflow import require_reachable
 
@@ -182,7 +183,7 @@ def examine_here(home: Path, tracking_uri: str) -> NodeReport:
 
 def dataset_of(home: Path) -> DatasetManifest | None:
     """The data set that was prepared in a project, if any was; its root is absolute."""
-    file = home / "data/dataset/manifest.json"
+    file = home / DATASET_MANIFEST
     if not file.is_file():
         return None
     manifest = DatasetManifest.load(file)

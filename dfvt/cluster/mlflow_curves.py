@@ -59,7 +59,9 @@ class MlflowCurves(ClusterCallback):
 
     def on_end(self, checkpoint: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
+        self.flush()
         while self.pending and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_REQUESTS)  # how long MLflow itself waits can be set to nothing
             self.flush()
         if self.pending:
             raise RuntimeError(

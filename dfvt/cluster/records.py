@@ -17,6 +17,7 @@ from dfvt.cluster.spec import SweepSpec, num_trials_of
 # Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
 # the commit that it was submitted from, as JSON.
 HOME, LINEAGE = "DFVT_HOME", "DFVT_LINEAGE"
+DATASET_MANIFEST = Path("data/dataset/manifest.json")
 SWEEPS = Path(".dfvt/sweeps")
 SPEC_FILE = "spec.json"
 RECORD = "trial.json"

@@ -179,6 +179,8 @@ def problem_of(spec: SweepSpec) -> str | None:
             return f"algorithm {spec.algorithm} needs a space to search"
     if spec.min_workers and spec.min_workers > spec.num_workers:
         return f"min_workers {spec.min_workers} is more than num_workers {spec.num_workers}"
+    if spec.autoscaling and spec.min_workers:
+        return "min_workers is for clusters that do not grow: remove it, or autoscaling"
     if spec.autoscaling and (spec.use_gpu == "auto" or not spec.max_concurrent_trials):
         return (
             "autoscaling needs use_gpu true or false, and max_concurrent_trials: nodes to come do not count"

@@ -19,6 +19,7 @@ from ray.tune.result import DONE
 from dfvt.cluster.capacity import max_concurrent_trials
 from dfvt.cluster.nodes import require_shared
 from dfvt.cluster.records import (
+    DATASET_MANIFEST,
     LINEAGE,
     SWEEPS,
     Status,
@@ -45,7 +46,6 @@ from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
 
-DATASET_MANIFEST = Path("data/dataset/manifest.json")
 TUNE_FOLDER = "tune"
 # A trial's own process waits for its workers: it takes memory, and no CPU from them.
 TRIAL_PROCESS_BYTES = 600 * 2**20

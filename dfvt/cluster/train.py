@@ -182,7 +182,7 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
             f"train.num_workers is {least} with train.use_gpu, but Ray has {num_gpus} GPUs: "
             "lower num_workers or set train.use_gpu to false"
         )
-    if num_cpus < 1:
+    if num_cpus < 1 and not job.autoscaling:
         raise ValueError("the Ray cluster has no CPUs for the training's workers: add a node with some")
     share = job.cpus_per_worker or num_cpus / job.num_workers
     wanted = {

@@ -55,7 +55,11 @@ def test_curves_are_sent_once_and_in_order() -> None:
     assert recorder.log_curve.call_count == 1
 
 
-def test_numbers_of_an_outage_are_sent_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_an_outage_are_sent_after_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     sent: list[int] = []
     recorder = Mock()
     outage = [ConnectionError("the store cannot be reached")] * 3
@@ -69,10 +73,12 @@ def test_numbers_of_an_outage_are_sent_after_it(capsys: pytest.CaptureFixture[st
     tell(MlflowCurves(recorder))
     assert sent == [1, 2]
     assert capsys.readouterr().err.count("kept, and sent later") == 3
+    assert len(pauses) == 2, "it does not ask without a pause"
 
 
 def test_an_outage_without_end_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfvt.cluster.mlflow_curves.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("dfvt.cluster.mlflow_curves.SECONDS_BETWEEN_REQUESTS", 0.01)
     recorder = Mock()
     recorder.log_curve.side_effect = ConnectionError("the store cannot be reached")
     with pytest.raises(RuntimeError, match="the MLflow store takes no numbers"):

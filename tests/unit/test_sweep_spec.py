@@ -100,6 +100,7 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("scheduler: pbt", 'scheduler is "pbt", but must be one of none, asha, hyperband, median'),
         ("min_workers: 2", "min_workers 2 is more than num_workers 1"),
         ("autoscaling: true", "autoscaling needs use_gpu true or false, and max_concurrent_trials"),
+        ("autoscaling: true\nmin_workers: 1", "min_workers is for clusters that do not grow"),
         ("autoscaling: maybe", 'autoscaling is "maybe", but must be true where'),
         ("resources_per_worker: {h100: 0}", "resources_per_worker is 0, but must be a mapping of"),
         ("space: {seed: {uniform: [0, 9]}}", "space.seed must hold whole numbers: write randint"),
