@@ -145,16 +145,25 @@ def state_content(runner: DetectorRunner, identity: dict[str, str], step: int) -
     }
 
 
+def require_state(content: dict[str, Any], path: Path) -> None:
+    """Refuses a file that is no state.
+
+    Raises:
+        ValueError: it is the checkpoint of a training, or any other.
+    """
+    if "identity" not in content:
+        raise ValueError(
+            f"checkpoint {path} is not the state of a training: name a latest.pth, or another work_dir"
+        )
+
+
 def require_same_training(content: dict[str, Any], identity: dict[str, str], path: Path) -> None:
     """Refuses a file that is no state of this training.
 
     Raises:
         ValueError: it belongs to another training, or is the checkpoint of one.
     """
-    if "identity" not in content:
-        raise ValueError(
-            f"checkpoint {path} is not the state of a training: name a latest.pth, or another work_dir"
-        )
+    require_state(content, path)
     names = {**content["identity"], **identity}
     other = [name for name in names if content["identity"].get(name) != identity.get(name)]
     if other:
@@ -164,14 +173,47 @@ def require_same_training(content: dict[str, Any], identity: dict[str, str], pat
         )
 
 
-def restore_state(runner: DetectorRunner, content: dict[str, Any], lr_scale: float = 1.0) -> None:
-    """Continues from the content of `state_content`; learning rates become `lr_scale` times as high."""
+def require_fitting_state(runner: DetectorRunner, content: dict[str, Any], path: Path) -> None:
+    """Refuses the state of another training that a runner could not go on from, whatever their settings.
+
+    Raises:
+        ValueError: it is of another model or kind of optimiser.
+    """
+    own, other = bare_model(runner).state_dict(), content["model"] or content["state_dict"]
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in other.items()}:
+        raise ValueError(f"checkpoint {path} is the state of another model")
+    groups = [
+        (len(group["params"]), set(group) - {"initial_lr"})
+        for optimizer in (runner.optimizer.state_dict(), content["optimizer"])
+        for group in optimizer["param_groups"]
+    ]
+    half = len(runner.optimizer.param_groups)
+    if groups[:half] != groups[half:] or (runner.average is None) != (content["average"] is None):
+        raise ValueError(f"checkpoint {path} is the state of another optimiser, or of other groups in it")
+
+
+def restore_state(
+    runner: DetectorRunner, content: dict[str, Any], lr_scale: float = 1.0, *, keep_settings: bool = False
+) -> None:
+    """Continues from the content of `state_content`; learning rates become `lr_scale` times as high.
+
+    With `keep_settings` the runner's optimiser keeps its own settings beside the other's moments.
+    """
     rank, world_size = get_dist_info()
     bare_model(runner).load_state_dict(content["model"] or content["state_dict"])
     if runner.average:
         runner.average.load_state_dict(content["average"])
-    runner.optimizer.load_state_dict(content["optimizer"])
+    optimizer = content["optimizer"]
+    if keep_settings:
+        built = runner.optimizer.state_dict()["param_groups"]
+        groups = zip(built, optimizer["param_groups"], strict=True)
+        optimizer = {
+            **optimizer,
+            "param_groups": [{**own, "params": other["params"]} for own, other in groups],
+        }
+    runner.optimizer.load_state_dict(optimizer)
     for group in runner.optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
         group["initial_lr"] *= lr_scale
     for parameter, gradient in zip(runner.model.parameters(), content["gradients"], strict=False):
         parameter.grad = None if gradient is None else gradient.to(parameter.device)

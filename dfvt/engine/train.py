@@ -32,7 +32,9 @@ from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
     model_content,
     require_finite,
+    require_fitting_state,
     require_same_training,
+    require_state,
     restore_state,
     training_identity,
 )
@@ -73,6 +75,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     meta: dict[str, Any] | None = None,
     resume_from: Path | None = None,
+    take_over: Path | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
     expected: Mapping[str, Any] | None = None,
     num_processes: int | None = None,
@@ -91,10 +94,12 @@ def train(
         device: where this process computes.
         meta: what the checkpoint's meta data hold beside config, classes and versions (lineage).
         resume_from: a state of the same training elsewhere to continue from, instead of that in `work_dir`.
+        take_over: a state of a training of the same model with other settings to begin from, where `work_dir`
+            has none: its weights, moments and position are taken, rates and schedules are this config's.
         stop_asked: called after each iteration; when it is true in any process, all leave with the state on
             disk.
         expected: config keys whose values are read back from what was built, before the first iteration of
-            a training that does not resume.
+            a training that does not resume its own state.
         num_processes: for which `data.samples_per_gpu` was chosen, if not for those that there are;
             `resized_batch` of the config says what becomes of the global batch.
 
@@ -127,6 +132,10 @@ def train(
     found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir, warn)
     if found:
         require_same_training(found[1], identity, found[0])
+    resumes = found is not None
+    if take_over and not found:
+        found = take_over, read_checkpoint(take_over)
+        require_state(found[1], take_over)
     plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
     sampler = EpochBatchSampler(
         dataset.flag,
@@ -139,7 +148,8 @@ def train(
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, is_new=not found)
     if found:
-        restore_state(runner, found[1], plan.lr_scale)
+        require_fitting_state(runner, found[1], found[0])
+        restore_state(runner, found[1], plan.lr_scale, keep_settings=not resumes)
     work_dir.mkdir(parents=True, exist_ok=True)
 
     def written(path: Path, step: int) -> None:
@@ -149,7 +159,7 @@ def train(
     num_kept = (cfg.get("checkpoint_config") or {}).get("max_keep_ckpts", 2)
     with closing(StateFiles(work_dir, num_kept, written)) as files:
         register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
-        is_new = not found and plan.note is None  # else learning rate and batch may rightly be others
+        is_new = not resumes and plan.note is None  # else learning rate and batch may rightly be others
         start = TrainingStart(
             runner.iter,
             runner.max_iters,

@@ -17,6 +17,7 @@ from mmcv import Config
 
 from dfvt.engine.callbacks import Callback, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
+from dfvt.engine.hooks import TrainingStopped
 from dfvt.engine.states import write_atomically
 from dfvt.engine.train import TrainResult, train
 from dfvt.models.checkpoints import read_checkpoint
@@ -74,6 +75,57 @@ def uninterrupted(session_config: Config, tmp_path_factory: pytest.TempPathFacto
     """What the training ends with when nothing cuts it off."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return train(three_epochs(session_config), folder, seed=4, callbacks=[CurveFiles(folder)])
+
+
+def changed(config: Config, **options: object) -> Config:
+    """The config with other values."""
+    config = copy.deepcopy(config)
+    config.merge_from_dict(options)
+    return config
+
+
+def test_a_training_takes_over_the_state_of_one_with_other_settings(config: Config, tmp_path: Path) -> None:
+    calls = iter(range(100))
+    with pytest.raises(TrainingStopped):
+        train(config, tmp_path / "donor", seed=4, stop_asked=lambda: next(calls) == 8)
+    other = changed(config, **{"optimizer.lr": config.optimizer.lr * 3, "optimizer.weight_decay": 0.25})
+    starts = Starts()
+    folder = tmp_path / "other"
+    donor = tmp_path / "donor/latest.pth"
+    expected = {"optimizer.lr": other.optimizer.lr, "optimizer.weight_decay": 0.25}
+    result = train(
+        other,
+        folder,
+        seed=4,
+        take_over=donor,
+        callbacks=[starts, CurveFiles(folder)],
+        expected=expected,
+    )
+    assert [start.step for start in starts.starts] == [8]
+    before, after = read_checkpoint(donor), read_checkpoint(folder / "latest.pth")
+    assert after["optimizer"]["param_groups"][0]["weight_decay"] == 0.25
+    assert after["optimizer"]["state"][0]["step"] == before["optimizer"]["state"][0]["step"] + 4, "moments"
+    rows = list(csv.DictReader((folder / "curve.csv").open()))
+    assert float(rows[-1]["lr"]) == pytest.approx(other.optimizer.lr * 0.1)  # its own schedule
+    # from here on the state is its own: it is not taken over again
+    again = train(other, folder, seed=4, take_over=donor, callbacks=[starts])
+    assert starts.starts[-1].step == result.step == again.step == 12
+
+
+def test_a_state_of_another_model_is_not_taken_over(config: Config, tmp_path: Path) -> None:
+    calls = iter(range(100))
+    with pytest.raises(TrainingStopped):
+        train(config, tmp_path / "donor", stop_asked=lambda: next(calls) == 1)
+    donor = tmp_path / "donor/latest.pth"
+    wide = changed(config, **{"model.backbone.mlp_ratio": 1.5})
+    with pytest.raises(ValueError, match="is the state of another model"):
+        train(wide, tmp_path / "other", take_over=donor)
+    grouped = changed(config, **{"optimizer.paramwise_cfg": {"custom_keys": {"neck": {"lr_mult": 0.1}}}})
+    with pytest.raises(ValueError, match="another optimiser"):
+        train(grouped, tmp_path / "other", take_over=donor)
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not the state of a training"):
+        train(config, tmp_path / "other", take_over=tmp_path / "weights.pth")
 
 
 def assert_same_outcome(one: TrainResult, other: TrainResult) -> None:
