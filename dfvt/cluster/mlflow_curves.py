@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,16 +21,22 @@ PATIENCE_SECONDS = 3600.0  # at the end of a training, with a server that does n
 class MlflowCurves(ClusterCallback):
     """Logs learning curves and validation numbers into an MLflow run, several steps a request.
 
+    `settings` are numbers that may be others each time that the training begins: they have a curve too.
     What a server that is down did not take is sent with the next request, at the end of the training at last.
     """
 
-    def __init__(self, recorder: RunRecorder) -> None:
+    def __init__(self, recorder: RunRecorder, settings: Mapping[str, float] | None = None) -> None:
         self.recorder = recorder
+        self.settings = settings or {}
         self.pending: list[tuple[int, dict[str, float]]] = []
         self.last_request = time.monotonic()
         self.nodes: dict[int, str] = {}
 
     def on_start(self, start: TrainingStart) -> None:
+        if self.settings:
+            self.pending.append(
+                (start.step, {f"settings/{name}": value for name, value in self.settings.items()})
+            )
         if start.not_read_back:
             self.set_tag("dfvt.not_read_back", " ".join(start.not_read_back))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +21,26 @@ DATASET_MANIFEST = Path("data/dataset/manifest.json")
 SWEEPS = Path(".dfvt/sweeps")
 SPEC_FILE = "spec.json"
 RECORD = "trial.json"
-Status = Literal["running", "finished", "stopped", "failed"]
+Status = Literal["running", "finished", "stopped", "failed", "interrupted"]
+LOCK_SECONDS = 1.0  # long enough for one who only looks whether a sweep runs
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """A trial went on from the state that the trial `name` had after `epoch` epochs, with these values."""
+
+    name: str
+    epoch: int
+    assignment: dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What became of a trial, as its folder keeps it; `stopped` means early, by the scheduler or budget."""
+    """What became of a trial, as its folder keeps it.
+
+    `stopped` means early, by the scheduler or budget; `interrupted` is what `running` means once the process
+    that ran the sweep is gone: no file says it.
+    """
 
     name: str
     assignment: dict[str, JsonValue]
@@ -37,12 +51,17 @@ class TrialRecord:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     startup_seconds: float = 0.0  # from the trial's turn to its first iteration, the last time that it began
+    taken_over: tuple[TakeOver, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord | None:
         """The record in a trial's folder, if there is one."""
         file = folder / RECORD
-        return cls(**json.loads(file.read_text())) if file.is_file() else None
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text())
+        taken_over = tuple(TakeOver(**item) for item in content.pop("taken_over", ()))
+        return cls(**content, taken_over=taken_over)
 
     def save(self, folder: Path) -> None:
         write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
@@ -72,6 +91,20 @@ def note_spec(spec: SweepSpec, folder: Path) -> None:
     write_whole(folder / SPEC_FILE, text_of(spec))
 
 
+def lock_of(folder: Path, seconds: float) -> FileLock:
+    """The lock that the process holds which runs the sweep in `folder`; waits for it so many seconds."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=seconds)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs the sweep in `folder`."""
+    try:
+        with lock_of(folder, 0.0):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Keeps a second process from running the same sweep; a process that dies keeps nobody.
@@ -81,7 +114,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+        with lock_of(folder, LOCK_SECONDS):
             yield
     except Timeout as error:
         raise ValueError(
@@ -129,6 +162,7 @@ def load_sweep(project: Path, name: str) -> SweepState:
             + (f"there are {', '.join(begun)}" if begun else "there is none yet, see dfvt sweep SPEC")
         )
     content = json.loads((folder / SPEC_FILE).read_text())
-    return SweepState(
-        name, folder, content["num_trials"], content["metric"], content["mode"], load_records(folder)
-    )
+    trials = load_records(folder)
+    if not is_running(folder):
+        trials = [replace(one, status="interrupted") if one.status == "running" else one for one in trials]
+    return SweepState(name, folder, content["num_trials"], content["metric"], content["mode"], trials)

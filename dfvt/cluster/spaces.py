@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import optuna
@@ -10,12 +13,23 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from dfvt.cluster.spec import DRAWN, Domain, SweepSpec, draw_trials
+from dfvt.cluster.spec import DRAWN, POPULATION, RANGES, Domain, SweepSpec, draw_trials
 
 TRIAL = "trial"  # the key of Tune's config that holds what a trial sets
 EPOCH = "epoch"  # what a trial reports its age in
-SCHEDULERS = {"asha": "asynchyperband", "hyperband": "hyperband", "median": "median_stopping_rule"}
-SEED_ARGUMENTS = {"optuna": "seed", "hyperopt": "random_state_seed"}
+SCHEDULERS = {
+    "asha": "asynchyperband",
+    "hyperband": "hyperband",
+    "median": "median_stopping_rule",
+    "bohb": "hb_bohb",
+    "pbt": "pbt",
+    "pb2": "pb2",
+}
+BRACKETED = ("asha", "hyperband", "bohb")
+# What the spec itself says, or no spec can
+GIVEN = {"time_attr", "metric", "mode", "hyperparam_mutations", "hyperparam_bounds", "custom_explore_fn"}
+NUM_SEGMENTS = 5  # of a training whose values a scheduler changes, unless the spec says perturbation_interval
+SEED_ARGUMENTS = {"optuna": "seed", "hyperopt": "random_state_seed", "bohb": "seed"}
 
 
 def param_space_of(spec: SweepSpec) -> dict[str, Any]:
@@ -43,13 +57,57 @@ def searcher_of(spec: SweepSpec) -> Searcher | None:
         return None
     if spec.algorithm == "optuna":
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = {SEED_ARGUMENTS[spec.algorithm]: spec.seed} if spec.algorithm in SEED_ARGUMENTS else {}
+    options: dict[str, Any] = {}
+    if spec.algorithm in SEED_ARGUMENTS:
+        options[SEED_ARGUMENTS[spec.algorithm]] = spec.seed
     try:
-        return tune.search.create_searcher(spec.algorithm, metric=spec.metric, mode=spec.mode, **seed)
+        if spec.algorithm == "nevergrad":  # Tune has no default for it
+            options["optimizer"] = importlib.import_module("nevergrad").optimizers.NGOpt
+        return tune.search.create_searcher(spec.algorithm, metric=spec.metric, mode=spec.mode, **options)
     except (ImportError, AssertionError) as error:
         raise ValueError(
-            f"algorithm {spec.algorithm} needs a library that is not installed: {str(error).splitlines()[0]}"
+            f"algorithm {spec.algorithm} needs a library that is not installed: "
+            f"uv pip install --python .venv/bin/python -e '.[{spec.algorithm}]'"
         ) from error
+
+
+def segment_of(spec: SweepSpec, num_epochs: int) -> int | None:
+    """After how many epochs a trial waits to be compared with all others; None where it never does.
+
+    Raises:
+        ValueError: perturbation_interval is no whole number above 0.
+    """
+    if spec.scheduler not in POPULATION:
+        return None
+    interval = spec.scheduler_options.get("perturbation_interval", max(num_epochs // NUM_SEGMENTS, 1))
+    if not isinstance(interval, int) or interval < 1:
+        raise ValueError(
+            f"scheduler_options.perturbation_interval is {interval!r}: it must be a whole number of epochs"
+        )
+    return interval
+
+
+def changes_of(spec: SweepSpec) -> dict[str, Any]:
+    """What a scheduler that changes trials may choose from, and how it stays inside the space."""
+    if spec.scheduler == "pb2":
+        return {
+            "hyperparam_bounds": {TRIAL: {key: list(domain.values) for key, domain in spec.space.items()}}
+        }
+    domains = {
+        key: tune_domain(domain) if domain.kind in RANGES else list(domain.values)
+        for key, domain in spec.space.items()
+    }
+    return {"hyperparam_mutations": {TRIAL: domains}, "custom_explore_fn": partial(inside, spec.space)}
+
+
+def inside(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:
+    """Tune's config with values that a factor drove out of their range put back to its end."""
+    trial = dict(config[TRIAL])
+    for key, domain in space.items():
+        if domain.kind in RANGES:
+            low, high = domain.values
+            trial[key] = min(max(trial[key], low), high - 1 if domain.kind == "randint" else high)  # type: ignore[operator]  # checked: numbers
+    return {**config, TRIAL: trial}
 
 
 def scheduler_of(spec: SweepSpec, num_epochs: int) -> TrialScheduler | None:
@@ -64,9 +122,13 @@ def scheduler_of(spec: SweepSpec, num_epochs: int) -> TrialScheduler | None:
         return None
     name = SCHEDULERS[spec.scheduler]
     options: dict[str, Any] = {"time_attr": EPOCH}
-    if spec.scheduler in ("asha", "hyperband"):
+    if spec.scheduler in BRACKETED:
         options["max_t"] = num_epochs + 1  # who reaches the last epoch ends by itself, with a checkpoint
-    known = inspect.signature(type(tune.create_scheduler(name, **options))).parameters
+    if spec.scheduler in POPULATION:
+        # all of the population are compared after the same number of epochs
+        options |= {"perturbation_interval": segment_of(spec, num_epochs), "synch": True, "log_config": False}
+        options |= changes_of(spec)
+    known = set(inspect.signature(type(tune.create_scheduler(name, **options))).parameters) - GIVEN
     unknown = [option for option in spec.scheduler_options if option not in known]
     if unknown:  # Tune would leave them out and say nothing
         raise ValueError(

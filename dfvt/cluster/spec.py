@@ -29,9 +29,10 @@ from dfvt.settings import (
 )
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax"]
-Scheduler = Literal["none", "asha", "hyperband", "median"]
+Algorithm = Literal["grid", "random", "optuna", "hyperopt", "nevergrad", "ax", "bohb"]
+Scheduler = Literal["none", "asha", "hyperband", "median", "bohb", "pbt", "pb2"]
 DRAWN: tuple[Algorithm, ...] = ("grid", "random")  # all trials are known before the first one starts
+POPULATION: tuple[Scheduler, ...] = ("pbt", "pb2")  # they change what trials train with in the middle
 TRAIN_KEYS = ("seed", "lr", "num_epochs", "batch_size")  # others of a space are keys of the config
 RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "randint")
 Assignment = Mapping[str, JsonValue]  # one value for each key that a trial sets
@@ -185,6 +186,12 @@ def problem_of(spec: SweepSpec) -> str | None:
         return (
             "autoscaling needs use_gpu true or false, and max_concurrent_trials: nodes to come do not count"
         )
+    if (spec.algorithm == "bohb") != (spec.scheduler == "bohb"):
+        return "BOHB is a search and its scheduler: write algorithm: bohb and scheduler: bohb"
+    if spec.scheduler in POPULATION:
+        problem = population_problem_of(spec)
+        if problem:
+            return problem
     for key in TRAIN_KEYS:
         whole = int if key != "lr" else int | float
         values = spec.space[key].values if key in spec.space else ()
@@ -202,6 +209,25 @@ def problem_of(spec: SweepSpec) -> str | None:
                 return (
                     f"space.{key} depends on {other}, which depends on another key itself: one level is all"
                 )
+    return None
+
+
+def population_problem_of(spec: SweepSpec) -> str | None:
+    """What a scheduler cannot do that hands the state of one trial to another and changes its values."""
+    name = f"scheduler {spec.scheduler}"
+    if spec.algorithm not in DRAWN:
+        return f"{name} searches itself: write algorithm: random"
+    if len(spec.variants) > 1 or num_trials_of(spec) < 2 or not spec.space:
+        return f"{name} needs a space, at least two trials (num_samples) and a single variant"
+    for key, domain in spec.space.items():
+        if (key in TRAIN_KEYS and key != "lr") or key.endswith("type"):
+            return f"space.{key} cannot change in the middle of a training, as {name} would have it"
+        if domain.when:
+            return f"space.{key} has conditions, which {name} does not know"
+        if spec.scheduler == "pb2" and domain.kind not in RANGES:
+            return (
+                f"{name} takes ranges alone (uniform, loguniform, randint), but space.{key} is {domain.kind}"
+            )
     return None
 
 

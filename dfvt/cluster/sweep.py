@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +31,7 @@ from dfvt.cluster.records import (
     require_same_spec,
 )
 from dfvt.cluster.session import ray_session
-from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of
+from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of, segment_of
 from dfvt.cluster.spec import (
     DRAWN,
     TRAIN_KEYS,
@@ -47,6 +48,7 @@ from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
 
 TUNE_FOLDER = "tune"
+NUM_TAKEN_OVER = 3
 # A trial's own process waits for its workers: it takes memory, and no CPU from them.
 TRIAL_PROCESS_BYTES = 600 * 2**20
 
@@ -205,6 +207,7 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     Raises:
         ValueError: nobody answers at `RAY_ADDRESS`, the sweep is running already, the folder holds one of
             another spec, or no node can ever hold a worker.
+        KeyboardInterrupt: it was interrupted; started again, it goes on.
     """
     with one_at_a_time(sweep.folder):
         require_same_spec(sweep.spec, sweep.folder)
@@ -221,13 +224,15 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
     if len(ray.nodes()) > 1:
         require_shared(folder)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
+    num_epochs = max_epochs(sweep)
+    sweep = replace(sweep, segment=segment_of(spec, num_epochs))
+    random.seed(spec.seed)  # what schedulers change, they draw from the global generator
     trainable = tune.with_resources(
         tune.with_parameters(TrialTraining, sweep=sweep, run=run), {"memory": TRIAL_PROCESS_BYTES}
     )
     if tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
         tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable, resume_errored=True)
     else:
-        num_epochs = max_epochs(sweep)
         tuner = tune.Tuner(
             trainable,
             param_space=param_space_of(spec),
@@ -245,13 +250,18 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Budget(spec.budget_gpu_hours, spec.num_workers) if spec.budget_gpu_hours else None,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the engine has its own
+                # the engine has its own; of those that trials take over from each other the last few are kept
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_at_end=False, num_to_keep=NUM_TAKEN_OVER if sweep.segment else None
+                ),
                 callbacks=[Conclusions(sweep)],
                 verbose=0,
             ),
         )
     note_spec(spec, folder)
-    tuner.fit()
+    grid = tuner.fit()
+    if grid.num_errors + grid.num_terminated < len(grid):  # Tune takes Ctrl-C for an end
+        raise KeyboardInterrupt
 
 
 def max_epochs(sweep: Sweep) -> int:

@@ -22,7 +22,7 @@ from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, repl
 from dfvt.cluster.session import num_workers_that_fit
 from dfvt.data.coco import DatasetManifest
 from dfvt.data.provision import provide_dataset
-from dfvt.engine.callbacks import Callback
+from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
 
@@ -48,6 +48,8 @@ class TrainingJob:
         dataset, data_source: each node makes sure to have it, see `dfvt.data.provision.provide_dataset`.
         expected: see `dfvt.engine.train.train`.
         max_seconds: after which the training counts as failed.
+        until_epoch: the first validation after so many epochs ends it for now, its state is kept.
+        take_over: see `dfvt.engine.train.train`.
     """
 
     config: str
@@ -64,6 +66,8 @@ class TrainingJob:
     data_source: str | None = None
     expected: Mapping[str, Any] = field(default_factory=dict)
     max_seconds: float | None = None
+    until_epoch: int | None = None
+    take_over: Path | None = None
 
 
 class Workers(ClusterCallback):
@@ -155,6 +159,8 @@ def run_training(
             return
     if not ended:
         training.join()
+        if job.until_epoch and not failure:
+            return
         error = failure[0] if failure else RuntimeError("its records were lost on their way here")
         raise explained(error) from error
 
@@ -242,12 +248,30 @@ def train_worker(arguments: dict[str, Any]) -> None:
             device=get_device(),
             # The curves are written here, so that none of their rows is missing when this process outlives
             # the one that listens and has saved its state.
-            callbacks=[CurveFiles(job.work_dir), QueueRelay(arguments["events"])] if first else [],
+            callbacks=[
+                CurveFiles(job.work_dir),
+                QueueRelay(arguments["events"]),
+                StopAfter(job.until_epoch, stop),
+            ]
+            if first
+            else [],
             meta=job.lineage,
             stop_asked=stop.is_set,
             expected=job.expected,
             num_processes=job.num_workers,
+            take_over=job.take_over,
         )
+
+
+class StopAfter(Callback):
+    """Asks a training to stop with its first validation after a number of epochs, if one is given."""
+
+    def __init__(self, epoch: int | None, stop: threading.Event) -> None:
+        self.epoch, self.stop = epoch, stop
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        if self.epoch and record.epoch >= self.epoch:
+            self.stop.set()
 
 
 def wait_for_stop(stops: Queue, stop: threading.Event) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.result import DONE
 
+from dfvt.cluster.population import hand_over, take_over
 from dfvt.cluster.spaces import TRIAL
-from dfvt.cluster.spec import DRAWN, Assignment, SweepSpec, draw_trials
+from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
 from dfvt.data.coco import DatasetManifest
 
 Result = dict[str, Any]
@@ -34,6 +36,7 @@ class Sweep:
         lineage: tags of every run; those of a trial come beside them.
         tracking_uri, experiment, artifact_root: where the runs are filed.
         dataset: what nodes must have.
+        segment: after how many epochs a training ends for the scheduler to compare it with the others.
     """
 
     spec: SweepSpec
@@ -44,17 +47,23 @@ class Sweep:
     experiment: str
     artifact_root: Path
     dataset: DatasetManifest
+    segment: int | None = None
 
     def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
         """Of a trial of Tune's, given with all that it was assigned.
 
         Trials that are drawn have a number of their own, whatever Tune calls them: should Tune's state be
-        lost with its process, they are found again.
+        lost with its process, they are found again. Those whose values a scheduler changes have none.
         """
         name = trial_id
-        if self.spec.algorithm in DRAWN:
+        if self.spec.algorithm in DRAWN and self.spec.scheduler not in POPULATION:
             name = f"{draw_trials(self.spec).index(dict(assignment)) + 1:04}"
         return self.folder / "trials" / name
+
+
+def plain_values(drawn: Mapping[str, Any]) -> Assignment:
+    """What a searcher chose as values of Python: some choose NumPy's."""
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in drawn.items()}
 
 
 class TrialTraining(tune.Trainable):
@@ -75,44 +84,59 @@ class TrialTraining(tune.Trainable):
             run = run_trial
         self.sweep = sweep
         self.run_trial: RunTrial = run
-        self.begin(config[TRIAL])
+        self.drawn = plain_values(config[TRIAL])
+        self.thread: threading.Thread | None = None
 
-    def begin(self, drawn: Assignment) -> None:
-        """Starts the trial that this process is to run next."""
+    def begin(self) -> threading.Thread:
+        """Starts the trial, or the next segment of it."""
         self.results: SimpleQueue[Result | BaseException] = SimpleQueue()
         self.stop_asked = threading.Event()
-        self.thread = threading.Thread(
-            target=self.train_in_thread, args=(drawn, self.results, self.stop_asked), daemon=True
+        thread = threading.Thread(
+            target=self.train_in_thread, args=(self.drawn, self.results, self.stop_asked), daemon=True
         )
-        self.thread.start()
+        thread.start()
+        return thread
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
-        self.begin(new_config[TRIAL])
+        self.drawn = plain_values(new_config[TRIAL])
         return True
 
     def train_in_thread(
         self, drawn: Assignment, results: SimpleQueue[Result | BaseException], stop: threading.Event
     ) -> None:
         try:
-            result = self.run_trial(self.sweep, self.trial_id, drawn, results.put, stop)
-            results.put({**result, DONE: True})
+            # of a segment the last validation is all that the scheduler is to know
+            hand_on = results.put if self.sweep.segment is None else lambda result: None
+            result = self.run_trial(self.sweep, self.trial_id, drawn, hand_on, stop)
+            results.put({DONE: True, **result})
         except BaseException as error:  # raised in step
             results.put(error)
 
     def step(self) -> Result:
-        """Waits for the next validation, or for the end."""
+        """Waits for the next validation, the end of the segment, or that of the trial."""
+        if self.thread is None:
+            self.thread = self.begin()
         result = self.results.get()
         if isinstance(result, BaseException):
             raise result
+        if self.sweep.segment is not None:
+            self.thread.join()
+            self.thread = None
         return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a trial that is paused has its state in its own folder, and goes on from there."""
+        """What others may take over; a trial that is paused has its state in its own folder."""
+        if self.sweep.segment is not None:
+            hand_over(self.sweep.trial_folder(self.trial_id, self.drawn), Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, as above."""
+        """Takes over what another trial left; what this one left is in its folder."""
+        if self.sweep.segment is not None:
+            take_over(self.sweep.trial_folder(self.trial_id, self.drawn), Path(checkpoint), self.drawn)
 
     def cleanup(self) -> None:
-        self.stop_asked.set()
-        self.thread.join()
+        if self.thread is not None:
+            self.stop_asked.set()
+            self.thread.join()
+            self.thread = None

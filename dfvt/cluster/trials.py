@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import JsonValue
+from ray.tune.result import DONE
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
+from dfvt.cluster.population import TAKEN_OVER
 from dfvt.cluster.records import TrialRecord, write_whole
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
@@ -22,8 +24,6 @@ from dfvt.tracking.lineage import config_hash
 from dfvt.tracking.mlflow import RunRecorder
 
 FINAL_FILE = "checkpoint.pth"
-
-
 LOG, CONFIG = "log.txt", "config.py"
 
 
@@ -102,6 +102,11 @@ def run_trial(
     assignment = active_part(sweep.spec.space, drawn)
     job, params = job_of(sweep, assignment, folder, trial_id)
     record = TrialRecord.load(folder)
+    if sweep.segment:
+        done = record.epoch if record else 0
+        taken_over = folder / TAKEN_OVER if record and record.taken_over else None
+        until = (done // sweep.segment + 1) * sweep.segment
+        job = replace(job, until_epoch=until, take_over=taken_over)
     if record is None:
         recorder = RunRecorder.open(
             sweep.tracking_uri,
@@ -115,17 +120,37 @@ def run_trial(
         record.save(folder)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
+        recorder.set_tags(
+            {
+                f"dfvt.taken_over.{number}": f"{change.name} after epoch {change.epoch}"
+                for number, change in enumerate(record.taken_over, 1)
+            }
+        )
         if record.status == "failed":  # tried once more: it may yet be stopped, or finish
             record = replace(record, status="running")
             record.save(folder)
     write_whole(folder / CONFIG, job.config)
     reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
-        run_training(job, [MlflowCurves(recorder), reports], stop)
+        curves = MlflowCurves(recorder, settings_of(reports.record) if sweep.segment else {})
+        run_training(job, [curves, reports], stop)
         if (folder / FINAL_FILE).is_file():
-            replace(reports.record, status="finished").save(folder)
+            reports.record = replace(reports.record, status="finished")
+            reports.record.save(folder)
+            (folder / TAKEN_OVER).unlink(missing_ok=True)
             recorder.finish()
-    return reports.result()
+        elif job.until_epoch and not stop.is_set() and reports.record.epoch < job.until_epoch:
+            raise RuntimeError(f"the training's records after epoch {reports.record.epoch} were lost")
+    return {**reports.result(), DONE: reports.record.status == "finished" or not sweep.segment}
+
+
+def settings_of(record: TrialRecord) -> dict[str, float]:
+    """The numbers that a trial trains with at present."""
+    return {
+        key: float(value)
+        for key, value in record.assignment.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def job_of(

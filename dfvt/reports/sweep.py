@@ -73,7 +73,7 @@ def status_line(trials: Sequence[Trial], num_trials: int) -> str:
     counts["waiting"] = num_trials - len(trials)
     return f"{num_trials} trials: " + ", ".join(
         f"{counts[status]} {status}"
-        for status in ("finished", "stopped", "failed", "running", "waiting")
+        for status in ("finished", "stopped", "failed", "running", "interrupted", "waiting")
         if counts[status]
     )
 

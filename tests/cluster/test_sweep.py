@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,38 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
 
 
 @pytest.mark.slow
+def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project) -> None:
+    spec = write_spec(prepared, SPEC + "max_concurrent_trials: 1\n")
+    log = (prepared.path / "sweep.log").open("w")
+    driver = subprocess.Popen(
+        [str(prepared.path / ".venv/bin/python"), "-m", "dfvt", "sweep", spec],
+        cwd=prepared.path,
+        env=prepared.environment(),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not any(record["num_epochs"] for record in records(prepared, "two")):
+            assert driver.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(120) == 130, Path(log.name).read_text()
+    finally:
+        driver.kill()
+        log.close()
+    assert "Traceback" not in Path(log.name).read_text()
+    status = prepared.run("python", "-m", "dfvt", "sweep", "status", "two")
+    assert "2 trials: 1 interrupted, 1 waiting" in status.stderr
+    result = prepared.run("python", "-m", "dfvt", "sweep", spec)
+    assert result.returncode == 0, result.stderr
+    assert_each_trial_once(prepared, "two", ["finished", "finished"])
+    log_text = (prepared.path / ".dfvt/sweeps/two/trials/0001/log.txt").read_text()
+    assert "continues after step" in log_text
+
+
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     text = SPEC.replace("num_epochs: 2", "num_epochs: 1\nmax_failures: 0")
     text = text.replace("1.0e-3]}", "1.0e-3]}\n  model.backbone.window_size: {grid: [7, wide]}")
@@ -158,6 +191,37 @@ def test_each_scheduler_leaves_whole_trials(prepared: Project, scheduler: str, o
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+def test_the_worst_of_a_population_goes_on_from_the_best(prepared: Project, scheduler: str) -> None:
+    text = SPEC.replace("grid\n", "random\nnum_samples: 2\n")
+    text = text.replace("grid: [1.0e-4, 1.0e-3]", "loguniform: [1.0e-5, 1.0e-2]")
+    text += f"scheduler: {scheduler}\nscheduler_options: {{perturbation_interval: 1}}\n"
+    text = text.replace("log_config.interval: 1", "log_config.interval: 1, evaluation.interval: 1")
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 0, result.stderr
+    found = records(prepared, "two")
+    assert [(record["status"], record["epoch"]) for record in found] == [("finished", 2)] * 2
+    changed = [record for record in found if record["taken_over"]]
+    assert len(changed) == 1, result.stderr
+    by_id = {run.info.run_id: run for run in runs(prepared)}
+    assert len(by_id) == 2
+    client = MlflowClient(tracking_uri=f"sqlite:///{prepared.path}/mlflow.db")
+    for record in found:
+        run = by_id[record["mlflow_run_id"]]
+        assert run.info.status == "FINISHED"
+        lrs = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "settings/lr")}
+        assert lrs[max(lrs)] == record["assignment"]["lr"]
+        assert float(run.data.params["lr"]) == lrs[0], "a parameter is what it began with"
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == sorted(set(steps)) and len(steps) == 2 * 6
+        for number, change in enumerate(record["taken_over"], 1):
+            said = run.data.tags[f"dfvt.taken_over.{number}"]
+            assert said == f"{change['name']} after epoch {change['epoch']}"
+            assert change["name"] in {other["name"] for other in found} - {record["name"]}
+            assert 1e-5 <= change["assignment"]["lr"] <= 1e-2
+
+
+@pytest.mark.slow
 def test_a_budget_ends_the_sweep(prepared: Project) -> None:
     text = SPEC.replace("[1.0e-4, 1.0e-3]", "[1.0e-4, 1.0e-3, 1.0e-2]") + "budget_gpu_hours: 0.001\n"
     text += "max_concurrent_trials: 1\n"
@@ -170,19 +234,30 @@ def test_a_budget_ends_the_sweep(prepared: Project) -> None:
 
 
 @pytest.mark.slow
-def test_trials_that_a_searcher_chose_and_a_scheduler_stopped_are_whole(prepared: Project) -> None:
-    text = """
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "algorithm: optuna\nscheduler: asha\nscheduler_options: {grace_period: 1, reduction_factor: 2}",
+        pytest.param(
+            "algorithm: bohb\nscheduler: bohb\nscheduler_options: {reduction_factor: 2}",
+            marks=pytest.mark.skipif(find_spec("hpbandster") is None, reason="needs the extra bohb"),
+        ),
+    ],
+    ids=["optuna", "bohb"],
+)
+def test_trials_that_a_searcher_chose_and_a_scheduler_stopped_are_whole(
+    prepared: Project, choice: str
+) -> None:
+    text = f"""
 name: searched
-algorithm: optuna
-scheduler: asha
-scheduler_options: {grace_period: 1, reduction_factor: 2}
+{choice}
 num_samples: 3
 num_epochs: 2
 batch_size: 4
-cfg_options: {log_config.interval: 1, evaluation.interval: 1}
+cfg_options: {{log_config.interval: 1, evaluation.interval: 1}}
 space:
-  lr: {loguniform: [1.0e-5, 1.0e-2]}
-  seed: {randint: [0, 9]}
+  lr: {{loguniform: [1.0e-5, 1.0e-2]}}
+  seed: {{randint: [0, 9]}}
 """
     result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
     assert result.returncode == 0, result.stderr

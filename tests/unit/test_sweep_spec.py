@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfvt.cluster.spaces import TRIAL, param_space_of, searcher_of
 from dfvt.cluster.spec import Domain, SweepSpec, draw_trials, load_spec
+from dfvt.cluster.trainable import plain_values
 
 SPEC = """
 name: lr-by-drop-path
@@ -44,6 +47,34 @@ def test_the_same_spec_draws_the_same_trials_and_another_seed_others(tmp_path: P
     spec = spec_of(tmp_path)
     assert draw_trials(spec) == draw_trials(spec)
     assert draw_trials(spec) != draw_trials(spec.model_copy(update={"seed": 1}))
+
+
+LIBRARIES = {
+    "optuna": "optuna",
+    "hyperopt": "hyperopt",
+    "nevergrad": "nevergrad",
+    "ax": "ax",
+    "bohb": "hpbandster",
+}
+
+
+@pytest.mark.parametrize("algorithm", LIBRARIES)
+def test_each_searcher_chooses_trials_of_the_space(tmp_path: Path, algorithm: str) -> None:
+    text = SPEC.replace("grid: [0.0, 0.1]", "choice: [0.0, 0.1]") + f"algorithm: {algorithm}\n"
+    spec = spec_of(tmp_path, text + ("scheduler: bohb\n" if algorithm == "bohb" else ""))
+    if find_spec(LIBRARIES[algorithm]) is None:
+        with pytest.raises(ValueError, match=rf"not installed: uv pip install .*\[{algorithm}\]"):
+            searcher_of(spec)
+        return
+    searcher = searcher_of(spec)
+    assert searcher and searcher.set_search_properties(spec.metric, spec.mode, param_space_of(spec))
+    for number in range(3):
+        trial = plain_values(searcher.suggest(f"trial-{number}")[TRIAL])
+        assert 1e-5 <= float(str(trial["lr"])) <= 1e-3
+        assert trial["variant"] in ("tiny", "small")
+        assert trial["model.backbone.drop_path_rate"] in (0.0, 0.1)
+        assert {type(value) for value in trial.values()} <= {str, float}
+        searcher.on_trial_complete(f"trial-{number}", {spec.metric: 0.1 * number, "training_iteration": 1})
 
 
 def test_trials_that_differ_in_what_does_not_count_are_one(tmp_path: Path) -> None:
@@ -97,7 +128,7 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("space: {lr: {choice: [1], grid: [2]}}", "space.lr is"),
         ("algorithm: grid", "algorithm grid takes grid domains alone, but space.lr is loguniform"),
         ("algorithm: optuna", "space.model.backbone.drop_path_rate cannot be a grid: write choice"),
-        ("scheduler: pbt", 'scheduler is "pbt", but must be one of none, asha, hyperband, median'),
+        ("scheduler: sha", 'scheduler is "sha", but must be one of none, asha, hyperband, median'),
         ("min_workers: 2", "min_workers 2 is more than num_workers 1"),
         ("autoscaling: true", "autoscaling needs use_gpu true or false, and max_concurrent_trials"),
         ("autoscaling: true\nmin_workers: 1", "min_workers is for clusters that do not grow"),
