@@ -39,7 +39,8 @@ class Project:
         kept = {name: value for name, value in os.environ.items() if name not in FREE}
         path = os.pathsep.join([str(self.path / ".venv/bin"), os.environ["PATH"]])
         # The copy's own code runs, not that of the checkout which is installed.
-        return {**kept, "PATH": path, "PYTHONPATH": str(self.path), "CUDA_VISIBLE_DEVICES": "", **changes}
+        imported = os.pathsep.join([str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**kept, "PATH": path, "PYTHONPATH": imported, "CUDA_VISIBLE_DEVICES": "", **changes}
 
     def repro(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run("python", "-m", "pipelines.repro", *arguments, **environment)

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, sear
 from dfvt.cluster.spec import (
     DRAWN,
     TRAIN_KEYS,
+    SweepSpec,
     active_part,
     draw_trials,
     examples,
@@ -214,7 +215,10 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
         require_reachable(sweep.tracking_uri)
         with ray_session() as connected:
             run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
-    return load_records(sweep.folder)
+    records = load_records(sweep.folder)
+    if was_interrupted(sweep.spec, records):  # which Tune takes for an end
+        raise KeyboardInterrupt
+    return records
 
 
 def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
@@ -259,9 +263,14 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
             ),
         )
     note_spec(spec, folder)
-    grid = tuner.fit()
-    if grid.num_errors + grid.num_terminated < len(grid):  # Tune takes Ctrl-C for an end
-        raise KeyboardInterrupt
+    tuner.fit()
+
+
+def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
+    """Whether trials are left that nothing but an interruption explains."""
+    if any(record.status == "running" for record in records):
+        return True
+    return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
 
 
 def max_epochs(sweep: Sweep) -> int:
