@@ -1,0 +1,153 @@
+"""Unpacks zip archives: in parallel, verified, and nothing outside the folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+CHUNK_BYTES = 2**20
+FILES_PER_TASK = 256
+MAX_RATIO = 200  # of unpacked to packed bytes; JSON of annotations has about 5
+SMALL_FILES = 64  # so few are not worth processes
+# What zipfile raises for archives that are damaged, or newer than it
+DAMAGE = (BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, struct.error)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+Advance = Callable[[int, int], None]  # files done, files in all
+
+
+def extract(
+    archive: Path,
+    folder: Path,
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+    num_processes: int | None = None,
+    on_progress: Advance = lambda done, total: None,
+) -> list[Path]:
+    """Unpacks the files of a zip archive whose names are `wanted`; returns where they are, below `folder`.
+
+    A file that is there with the archive's size and CRC-32 is left as it is, so that an extraction that was
+    interrupted goes on. Each file appears under its name when it is complete and its CRC-32 is right.
+
+    Raises:
+        ValueError: the archive is damaged, or holds what no archive of a data set should: paths that leave
+            the folder, links, the same name twice, encrypted files, far more bytes than it has itself.
+    """
+    entries = [entry for entry in list_entries(archive) if wanted(entry.filename)]
+    targets = [folder / entry.filename for entry in entries]
+    for parent in {target.parent for target in targets}:
+        parent.mkdir(parents=True, exist_ok=True)
+    names = [entry.filename for entry in entries]
+    if num_processes is None:
+        num_processes = 1 if len(names) < SMALL_FILES else len(os.sched_getaffinity(0))
+    tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
+    unpack_some = partial(unpack, archive, folder)
+    done = 0
+    if num_processes == 1 or len(tasks) < 2:
+        for task in tasks:
+            done += unpack_some(task)
+            on_progress(done, len(names))
+        return targets
+    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("fork")) as executor:
+        futures = [executor.submit(unpack_some, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                done += future.result()
+                on_progress(done, len(names))
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    return targets
+
+
+def list_entries(archive: Path) -> list[ZipInfo]:
+    """The files that an archive says it holds.
+
+    Raises:
+        ValueError: see `extract`.
+    """
+    try:
+        with ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+    except (*DAMAGE, OSError) as error:
+        raise ValueError(f"{archive} is no zip archive that can be read ({error})") from error
+    for entry in entries:
+        problem = problem_of(entry)
+        if problem:
+            raise ValueError(f"{archive} holds {entry.filename!r}, {problem}: it is not unpacked")
+    (name, count), *_ = Counter(entry.filename for entry in entries).most_common(1) or [("", 0)]
+    if count > 1:
+        raise ValueError(f"{archive} holds {name!r} {count} times: it is not unpacked")
+    unpacked, packed = sum(entry.file_size for entry in entries), archive.stat().st_size
+    if unpacked > MAX_RATIO * packed:
+        raise ValueError(f"{archive} has {packed:,} bytes and would fill {unpacked:,}: it is not unpacked")
+    return entries
+
+
+def problem_of(entry: ZipInfo) -> str | None:
+    """What makes an entry unfit to be unpacked."""
+    path = PurePosixPath(entry.filename)
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or "\0" in entry.orig_filename:
+        return "which leaves the folder"
+    if kind not in (0, stat.S_IFREG):
+        return "which is no file, but a link or a device"
+    if entry.flag_bits & 0x1:
+        return "which is encrypted"
+    if entry.compress_type not in METHODS:
+        return f"whose compression method {entry.compress_type} is unknown here"
+    return None
+
+
+def unpack(archive: Path, folder: Path, names: Sequence[str]) -> int:
+    """Unpacks the files of these names that are not there yet; returns how many names there are.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    with ZipFile(archive) as opened:
+        for name in names:
+            entry = opened.getinfo(name)
+            target = folder / name
+            if not is_unpacked(entry, target):
+                try:
+                    unpack_one(opened, entry, target)
+                except DAMAGE as error:
+                    raise ValueError(f"{archive} is damaged at {name} ({error}): fetch it again") from error
+    return len(names)
+
+
+def is_unpacked(entry: ZipInfo, target: Path) -> bool:
+    """Whether a file is what the archive holds, by size and CRC-32."""
+    if target.is_symlink() or not target.is_file() or target.stat().st_size != entry.file_size:
+        return False
+    crc = 0
+    with target.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc == entry.CRC
+
+
+def unpack_one(opened: ZipFile, entry: ZipInfo, target: Path) -> None:
+    """Writes one file aside and gives it its name; zipfile compares its CRC-32 and size."""
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        with opened.open(entry) as source, aside.open("wb") as file:
+            num_bytes = 0
+            while chunk := source.read(CHUNK_BYTES):
+                num_bytes += file.write(chunk)
+        if num_bytes != entry.file_size:
+            raise BadZipFile(f"{num_bytes} bytes instead of {entry.file_size}")
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
