@@ -76,6 +76,16 @@ FolderUrl = Annotated[
     AfterValidator(_as_folder_url),
     Field(description="the http://, https:// or file:// address of a folder"),
 ]
+FolderUrls = Annotated[
+    tuple[FolderUrl, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(
+        min_length=1,
+        strict=False,
+        description="the http://, https:// or file:// address of a folder, or a list of such: the next one "
+        "counts when one fails",
+    ),
+]
 LearningRate = Annotated[
     float | None,
     Field(gt=0, allow_inf_nan=False, description="a number above 0, or null for the config's own"),
@@ -112,6 +122,16 @@ class ShapesSettings(Section):
     width: ImageSide = 160
 
 
+class ArchiveSettings(Section):
+    """An archive instead of one of COCO's."""
+
+    path: RelativePath = Field(description="a path below data.base_url")
+    size: Count = Field(description="its bytes")
+    md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] = Field(
+        description="its MD5, 32 hexadecimal digits"
+    )
+
+
 class DataSettings(Section):
     """Where the images and annotations are; annotation and image paths are relative to `root`."""
 
@@ -120,14 +140,18 @@ class DataSettings(Section):
     train_images: RelativePath = Path("train2017")
     val_annotations: RelativePath = Path("annotations/instances_val2017.json")
     val_images: RelativePath = Path("val2017")
-    base_url: FolderUrl = "http://images.cocodataset.org/"
+    base_url: FolderUrls = ("http://images.cocodataset.org/",)
+    archives: tuple[ArchiveSettings, ...] | None = Field(
+        default=None, strict=False, description="a list of archives below base_url, or null for COCO's own"
+    )
+    keep_archives: bool = Field(default=False, description="true to keep archives once they are unpacked")
     shapes: ShapesSettings = Field(default=ShapesSettings(), description="a mapping")
 
 
 class WeightsSettings(Section):
     """Where the published weights are downloaded from, and whether trainings start from them."""
 
-    base_url: FolderUrl = "https://github.com/ginobilinie/DFvT/releases/download/Detection/"
+    base_url: FolderUrls = ("https://github.com/ginobilinie/DFvT/releases/download/Detection/",)
     pretrained: Switch = "auto"
 
 

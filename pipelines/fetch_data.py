@@ -1,8 +1,11 @@
-"""Stage fetch_data: generate the shapes or find the data set, and describe it in data/dataset."""
+"""Stage fetch_data: generate the shapes, or find or fetch the data set, and describe it in data/dataset."""
+
+import sys
+from functools import partial
 
 from dfvt.data.coco import describe_dataset
 from dfvt.settings import Settings
-from pipelines.stage import DATASET_MANIFEST, run_stage
+from pipelines.stage import DATASET_MANIFEST, DOWNLOADS, run_stage
 
 SHAPES = DATASET_MANIFEST.parent / "shapes"
 
@@ -16,9 +19,17 @@ def main(settings: Settings) -> None:
         generate_shapes(SHAPES, **data.shapes.model_dump())
     else:
         if settings.profile == "coco2017" and not (data.root / data.train_annotations).is_file():
-            raise FileNotFoundError(
-                f"{data.root / data.train_annotations} is missing, and downloading COCO from {data.base_url} "
-                "is not built in yet: unpack COCO 2017 into a folder and set data.root to it."
+            from dfvt.data.coco2017 import ARCHIVES, Archive, provide_coco2017
+
+            own = [Archive(one.path.as_posix(), one.size, one.md5) for one in data.archives or ()]
+            say = partial(print, "fetch_data:", file=sys.stderr, flush=True)
+            provide_coco2017(
+                data.root,
+                data.base_url,
+                DOWNLOADS,
+                archives=own or ARCHIVES,
+                keep_archives=data.keep_archives,
+                say=say,
             )
     layout = type(data)() if generated else data
     manifest = describe_dataset(

@@ -17,6 +17,7 @@ from dfvt.settings import VARIANTS, Settings, load_settings
 
 DATASET_MANIFEST = Path("data/dataset/manifest.json")
 CONFIGS = Path("runs/configs")
+DOWNLOADS = Path(".dfvt/downloads")  # outside of what DVC removes before a stage
 
 
 def run_stage(name: str, work: Callable[[Settings], None]) -> None:

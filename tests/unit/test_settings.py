@@ -142,7 +142,7 @@ def test_an_unknown_variant_names_the_known_ones() -> None:
 
 
 def test_base_addresses_are_folders(params: Path) -> None:
-    assert load(params, "{profile: mini, data: {base_url: 'file:///a b'}}").data.base_url == "file:///a b/"
+    assert load(params, "{profile: mini, data: {base_url: 'file:///a b'}}").data.base_url == ("file:///a b/",)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""COCO 2017: what there is to fetch, and a folder that has it afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin
+
+from dfvt.data.download import Download, Patience, fetch_all, partial_of, size_of
+from dfvt.data.extract import extract
+from dfvt.data.progress import Bars
+
+PARTS = ("train2017/", "val2017/", "annotations/instances_")  # the archives hold captions and keypoints too
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip archive: its path below a base address, its bytes and its MD5."""
+
+    path: str
+    size: int
+    md5: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+# Source: https://cocodataset.org/#download; the annotations come last, with them the data set is whole
+ARCHIVES = (
+    Archive("zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    Archive("zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    Archive("annotations/annotations_trainval2017.zip", 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"),
+)
+UNPACKED_RATIO = 1.05  # JPEGs do not shrink; of the annotations, three times as large, a half is unpacked
+
+
+def provide_coco2017(
+    root: Path,
+    base_urls: Sequence[str],
+    downloads: Path,
+    *,
+    archives: Sequence[Archive] = ARCHIVES,
+    keep_archives: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    patience: Patience | None = None,
+) -> None:
+    """Fetches COCO 2017 into `downloads` and unpacks it into `root`; called again, it goes on.
+
+    The annotations appear last: where they are, the data set is whole.
+
+    Raises:
+        ValueError: no base address has an archive, one is damaged, or there is no room.
+        RuntimeError: the disk is full all the same.
+    """
+    missing = [archive for archive in archives if not is_unpacked(archive, root, downloads)]
+    downloads.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    require_space(missing, root, downloads)
+    fetches = [
+        Download(
+            tuple(urljoin(url, archive.path) for url in base_urls),
+            downloads / archive.name,
+            archive.size,
+            f"md5:{archive.md5}",
+        )
+        for archive in missing
+    ]
+    with Bars("B") as bars:
+        fetch_all(fetches, patience=patience, on_progress=bars, say=say)
+    with Bars(" files") as bars:
+        for archive in missing:
+            extract(
+                downloads / archive.name,
+                root,
+                wanted=lambda name: name.startswith(PARTS),
+                on_progress=lambda done, total, name=archive.name: bars(name, done, total),  # type: ignore[misc]  # a default that no caller gives
+            )
+            note_of(archive, downloads).write_text(json.dumps(unpacked_note(archive, root)))
+            if not keep_archives:
+                (downloads / archive.name).unlink()
+    for archive in archives:
+        note_of(archive, downloads).unlink(missing_ok=True)
+
+
+def note_of(archive: Archive, downloads: Path) -> Path:
+    """Where it stands that an archive was unpacked, while others are not yet."""
+    return downloads / f".{archive.name}.unpacked"
+
+
+def unpacked_note(archive: Archive, root: Path) -> dict[str, str]:
+    return {"md5": archive.md5, "root": str(root.absolute())}
+
+
+def is_unpacked(archive: Archive, root: Path, downloads: Path) -> bool:
+    """Whether an interrupted call unpacked this archive into this folder."""
+    note = note_of(archive, downloads)
+    return note.is_file() and json.loads(note.read_text()) == unpacked_note(archive, root)
+
+
+def require_space(archives: Sequence[Archive], root: Path, downloads: Path) -> None:
+    """Refuses to begin when the archives and what they hold do not fit together.
+
+    Raises:
+        ValueError: with what is needed and what is free.
+    """
+    to_come = sum(
+        archive.size - max(size_of(downloads / archive.name), size_of(partial_of(downloads / archive.name)))
+        for archive in archives
+    )
+    to_unpack = int(sum(archive.size for archive in archives) * UNPACKED_RATIO)
+    needs = {downloads: to_come, root: to_unpack}
+    if downloads.stat().st_dev == root.stat().st_dev:
+        needs = {root: to_come + to_unpack}
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise ValueError(
+                f"COCO 2017 needs {need / 2**30:.1f} GiB in {folder.absolute()}, archives and images "
+                f"together, but {free / 2**30:.1f} GiB are free: free some, or let data.root have more"
+            )
