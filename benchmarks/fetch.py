@@ -1,0 +1,100 @@
+"""Fetching beside curl and md5sum, unpacking beside unzip: both sides in turns, on this machine.
+
+Usage: python benchmarks/fetch.py [MEGABYTES NUM_FILES NUM_TURNS]. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+from dfvt.data.download import Download, fetch
+from dfvt.data.extract import extract
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turns(ours: Callable[[], object], theirs: Callable[[], object], num_turns: int) -> tuple[float, float]:
+    """The median seconds of both; one turn of each before is not counted."""
+    pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(num_turns + 1)][1:]
+    return statistics.median(one for one, _ in pairs), statistics.median(other for _, other in pairs)
+
+
+def measure_fetch(folder: Path, num_megabytes: int, num_turns: int) -> tuple[float, float]:
+    content = random.Random(0).randbytes(2**20) * num_megabytes
+    (folder / "served").mkdir()
+    (folder / "served/file.zip").write_bytes(content)
+    checksum = f"md5:{hashlib.md5(content).hexdigest()}"
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--directory", str(folder / "served")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout
+        port = server.stdout.readline().split("port ")[1].split()[0]
+        url, target = f"http://127.0.0.1:{port}/file.zip", folder / "ours/file.zip"
+
+        def ours() -> None:
+            shutil.rmtree(target.parent, ignore_errors=True)
+            assert fetch(Download((url,), target, len(content), checksum)) == checksum
+
+        def theirs() -> None:
+            (folder / "file.zip").unlink(missing_ok=True)
+            subprocess.run(["curl", "-sO", url], cwd=folder, check=True)
+            subprocess.run(["md5sum", "file.zip"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+        try:
+            return in_turns(ours, theirs, num_turns)
+        finally:
+            server.terminate()
+
+
+def measure_extraction(folder: Path, num_files: int, num_turns: int) -> tuple[float, float]:
+    rng = random.Random(0)
+    archive = folder / "images.zip"
+    with ZipFile(archive, "w") as opened:
+        for number in range(num_files):
+            opened.writestr(f"train2017/{number:012}.jpg", rng.randbytes(rng.randrange(4_000, 60_000)))
+
+    def ours() -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        extract(archive, folder / "out")
+
+    def theirs() -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        subprocess.run(["unzip", "-q", str(archive), "-d", str(folder / "out")], check=True)
+
+    return in_turns(ours, theirs, num_turns)
+
+
+def main() -> None:
+    megabytes, num_files, num_turns = map(int, sys.argv[1:] if len(sys.argv) > 1 else (1024, 5000, 5))
+    print(f"{platform.processor() or platform.machine()}, median of {num_turns} turns\n")
+    print("| | ours | theirs | theirs / ours |\n| --- | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = measure_fetch(Path(folder), megabytes, num_turns)
+        what = f"{megabytes} MiB over loopback, verified; curl -O and md5sum"
+        print(f"| {what} | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.2f} |", flush=True)
+        ours, theirs = measure_extraction(Path(folder), num_files, num_turns)
+        what = f"{num_files} files of 4 to 60 kB; unzip -q"
+        print(f"| {what} | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
