@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -290,14 +290,18 @@ class Attempt:
         origin_of(self.partial).write_text(json.dumps(asdict(stream.origin)))
         self.hash_up_to(stream.start)
         done = stream.start
-        with self.partial.open("ab") as file:
+        with self.partial.open("ab") as file, ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+            hashed: Future[None] | None = None
             assert file.tell() == stream.start, (file.tell(), stream.start)
             while chunk := stream.read(CHUNK_BYTES):
                 if self.cancelled.is_set():
                     raise Cancelled
+                if hashed:
+                    hashed.result()
+                hashed = hasher.submit(self.hash.update, chunk)  # beside the writing and the next reading
+                self.num_hashed += len(chunk)
                 file.write(chunk)
-                self.hash.update(chunk)
-                done = self.num_hashed = done + len(chunk)
+                done += len(chunk)
                 self.on_progress(self.download.target.name, done, stream.origin.size)
         return stream.origin.size is None or done == stream.origin.size
 

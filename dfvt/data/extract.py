@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -11,8 +12,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 CHUNK_BYTES = 2**20
@@ -40,6 +41,7 @@ def extract(
     interrupted goes on. Each file appears under its name when it is complete and its CRC-32 is right.
 
     Raises:
+        RuntimeError: the disk is full.
         ValueError: the archive is damaged, or holds what no archive of a data set should: paths that leave
             the folder, links, the same name twice, encrypted files, far more bytes than it has itself.
     """
@@ -51,15 +53,20 @@ def extract(
     if num_processes is None:
         num_processes = 1 if len(names) < SMALL_FILES else len(os.sched_getaffinity(0))
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
-    unpack_some = partial(unpack, archive, folder)
     done = 0
     if num_processes == 1 or len(tasks) < 2:
+        unpacker = Unpacker(archive, folder)
         for task in tasks:
-            done += unpack_some(task)
+            done += unpacker.unpack(task)
             on_progress(done, len(names))
         return targets
-    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("fork")) as executor:
-        futures = [executor.submit(unpack_some, task) for task in tasks]
+    with ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("fork"),
+        initializer=begin_process,
+        initargs=(archive, folder),
+    ) as executor:
+        futures = [executor.submit(unpack_in_process, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 done += future.result()
@@ -109,27 +116,54 @@ def problem_of(entry: ZipInfo) -> str | None:
     return None
 
 
-def unpack(archive: Path, folder: Path, names: Sequence[str]) -> int:
-    """Unpacks the files of these names that are not there yet; returns how many names there are.
+class Unpacker:
+    """An archive that one process has open: reading its list takes a second for a hundred thousand files."""
 
-    Raises:
-        ValueError: one is damaged.
-    """
-    with ZipFile(archive) as opened:
+    of_process: ClassVar[Unpacker]
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        self.archive, self.folder = archive, folder
+        self.opened = ZipFile(archive)
+
+    def unpack(self, names: Sequence[str]) -> int:
+        """Unpacks the files of these names that are not there yet; returns how many names there are.
+
+        Raises:
+            ValueError: one is damaged.
+        """
         for name in names:
-            entry = opened.getinfo(name)
-            target = folder / name
+            entry, target = self.opened.getinfo(name), self.folder / name
             if not is_unpacked(entry, target):
                 try:
-                    unpack_one(opened, entry, target)
+                    unpack_one(self.opened, entry, target)
                 except DAMAGE as error:
-                    raise ValueError(f"{archive} is damaged at {name} ({error}): fetch it again") from error
-    return len(names)
+                    raise ValueError(
+                        f"{self.archive} is damaged at {name} ({error}): fetch it again"
+                    ) from error
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise RuntimeError(
+                        f"{self.folder} has no space left for {name}: free some, and start again to go on"
+                    ) from error
+        return len(names)
+
+
+def begin_process(archive: Path, folder: Path) -> None:
+    Unpacker.of_process = Unpacker(archive, folder)
+
+
+def unpack_in_process(names: Sequence[str]) -> int:
+    return Unpacker.of_process.unpack(names)
 
 
 def is_unpacked(entry: ZipInfo, target: Path) -> bool:
     """Whether a file is what the archive holds, by size and CRC-32."""
-    if target.is_symlink() or not target.is_file() or target.stat().st_size != entry.file_size:
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.file_size:
         return False
     crc = 0
     with target.open("rb") as file:
@@ -149,5 +183,6 @@ def unpack_one(opened: ZipFile, entry: ZipInfo, target: Path) -> None:
         if num_bytes != entry.file_size:
             raise BadZipFile(f"{num_bytes} bytes instead of {entry.file_size}")
         aside.replace(target)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
