@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -21,7 +21,7 @@ FILES_PER_TASK = 256
 MAX_RATIO = 200  # of unpacked to packed bytes; JSON of annotations has about 5
 SMALL_FILES = 64  # so few are not worth processes
 # What zipfile raises for archives that are damaged, or newer than it
-DAMAGE = (BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, zlib.error, struct.error)
+DAMAGE = (BadZipFile, EOFError, NotImplementedError, IndexError, UnicodeDecodeError, zlib.error, struct.error)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 Advance = Callable[[int, int], None]  # files done, files in all
@@ -85,7 +85,7 @@ def list_entries(archive: Path) -> list[ZipInfo]:
     """
     try:
         with ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            entries = [entry for entry in opened.infolist() if not entry.filename.endswith("/")]
     except (*DAMAGE, OSError) as error:
         raise ValueError(f"{archive} is no zip archive that can be read ({error})") from error
     for entry in entries:
@@ -105,6 +105,8 @@ def problem_of(entry: ZipInfo) -> str | None:
     """What makes an entry unfit to be unpacked."""
     path = PurePosixPath(entry.filename)
     kind = stat.S_IFMT(entry.external_attr >> 16)
+    if not entry.filename:
+        return "which is no name"
     if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or "\0" in entry.orig_filename:
         return "which leaves the folder"
     if kind not in (0, stat.S_IFREG):
@@ -136,7 +138,7 @@ class Unpacker:
             if not is_unpacked(entry, target):
                 try:
                     unpack_one(self.opened, entry, target)
-                except DAMAGE as error:
+                except BadZipFile as error:
                     raise ValueError(
                         f"{self.archive} is damaged at {name} ({error}): fetch it again"
                     ) from error
@@ -172,14 +174,26 @@ def is_unpacked(entry: ZipInfo, target: Path) -> bool:
     return crc == entry.CRC
 
 
+def read_entry(opened: ZipFile, entry: ZipInfo) -> Iterator[bytes]:
+    """The bytes of a file in an archive.
+
+    Raises:
+        BadZipFile: whatever zipfile stumbles over when it reads what a damaged archive says.
+    """
+    try:
+        with opened.open(entry) as source:
+            while chunk := source.read(CHUNK_BYTES):
+                yield chunk
+    except (*DAMAGE, OSError, ValueError) as error:
+        raise BadZipFile(str(error)) from error
+
+
 def unpack_one(opened: ZipFile, entry: ZipInfo, target: Path) -> None:
     """Writes one file aside and gives it its name; zipfile compares its CRC-32 and size."""
     aside = target.with_name(f".{target.name}.partial")
     try:
-        with opened.open(entry) as source, aside.open("wb") as file:
-            num_bytes = 0
-            while chunk := source.read(CHUNK_BYTES):
-                num_bytes += file.write(chunk)
+        with aside.open("wb") as file:
+            num_bytes = sum(file.write(chunk) for chunk in read_entry(opened, entry))
         if num_bytes != entry.file_size:
             raise BadZipFile(f"{num_bytes} bytes instead of {entry.file_size}")
         aside.replace(target)

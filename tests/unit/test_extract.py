@@ -151,6 +151,17 @@ def test_an_archive_of_a_newer_kind_is_one_sentence(tmp_path: Path, header: byte
             extract(path, tmp_path / "out")
 
 
+def test_a_file_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = archive_of(tmp_path / "archive.zip", {"a": b""})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 28 : at + 30] = struct.pack("<HH", 0, 1)[:2]  # its length; the byte counts as extra
+    data[at + 30 : at + 32] = struct.pack("<H", 1)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"archive\.zip (holds '', which is no name|is no zip archive)"):
+        extract(path, tmp_path / "out")
+
+
 def test_no_archive(tmp_path: Path) -> None:
     (tmp_path / "page.zip").write_text("<html>")
     with pytest.raises(ValueError, match=r"page.zip is no zip archive"):
