@@ -301,6 +301,33 @@ def test_there_must_be_room(server: Server, tmp_path: Path, monkeypatch: pytest.
         fetch(wanted(server, tmp_path), patience=QUICK)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two mebibytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs more rights")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_sentence_and_what_came_stays(
+    server: Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**9})())
+    with pytest.raises(RuntimeError, match=r"no space is left on its disk: free some, and start again"):
+        fetch(wanted(server, small_disk), patience=QUICK)
+    assert not (small_disk / "file.zip").exists()
+    came = (small_disk / ".file.zip.partial").stat().st_size
+    assert came >= 2**20
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert fetch(wanted(server, small_disk), patience=QUICK) == SHA256
+    assert (small_disk / "file.zip").read_bytes() == CONTENT
+    assert server.asked[-1][1] == f"bytes={came}-"
+
+
 def test_several_files_are_fetched_together_and_one_that_fails_stops_them(
     server: Server, tmp_path: Path
 ) -> None:
