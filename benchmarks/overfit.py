@@ -1,15 +1,13 @@
 """DFvT-T with stock heads learns 64 real images by heart: losses, targets, precision and evaluation agree.
 
-Usage: python benchmarks/overfit.py COCO128 WORK_DIR [NUM_IMAGES NUM_EPOCHS BATCH_SIZE [JSON]].
-`COCO128` holds `annotations/instances_train2017.json` and `train2017/`; a GPU is used when there is one. JSON
-are more options of the config.
+`coco` holds `annotations/instances_train2017.json` and `train2017/`; a GPU is used when there is one.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,7 @@ from dfvt.engine.progress import Progress
 from dfvt.engine.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
-IMG_SCALE = (832, 640)
 REPEATS = 20
-MAX_SECONDS = 440.0  # of training and its validations: it is to take less than eight minutes in all
 
 
 class Table(Callback):
@@ -56,7 +52,25 @@ def first_images(annotations: Path, num_images: int, out: Path) -> Path:
     return out
 
 
-def pipelines() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=6, help=f"of {REPEATS} passes each")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=440.0,
+        help="of training and its validations: it is to take less than eight minutes in all",
+    )
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the config")
+    return parser.parse_args()
+
+
+def pipelines(img_scale: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """For training and testing, without augmentation."""
     norm = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
     load, resize = {"type": "LoadImageFromFile"}, {"type": "Resize", "keep_ratio": True}
@@ -65,7 +79,7 @@ def pipelines() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     train = [
         load,
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
-        {**resize, "img_scale": IMG_SCALE},
+        {**resize, "img_scale": img_scale},
         *(flip, normalize, pad, {"type": "DefaultFormatBundle"}),
         {"type": "Collect", "keys": ["img", "gt_bboxes", "gt_labels", "gt_masks"]},
     ]
@@ -73,33 +87,34 @@ def pipelines() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     transforms = [resize, flip, normalize, pad, *tail]
     test = [
         load,
-        {"type": "MultiScaleFlipAug", "img_scale": IMG_SCALE, "flip": False, "transforms": transforms},
+        {"type": "MultiScaleFlipAug", "img_scale": img_scale, "flip": False, "transforms": transforms},
     ]
     return train, test
 
 
 def main() -> None:
     quiet_libraries()
-    coco, work_dir = Path(sys.argv[1]), Path(sys.argv[2])
-    num_images, num_epochs, batch_size = map(int, sys.argv[3:6] if len(sys.argv) > 3 else (64, 6, 4))
-    options = json.loads(sys.argv[6]) if len(sys.argv) > 6 else {}
+    arguments = parse()
+    coco, work_dir = arguments.coco, arguments.work_dir
+    train_pipeline, test_pipeline = pipelines(tuple(arguments.scale))
     device = choose_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
-        f"{name}, torch {torch.__version__}: {num_images} images, batch {batch_size}, {num_epochs} epochs\n"
+        f"{name}, torch {torch.__version__}: {arguments.images} images, batch {arguments.batch}, "
+        f"{arguments.epochs} epochs\n"
     )
     ann_file = first_images(
-        coco / "annotations/instances_train2017.json", num_images, work_dir / "annotations.json"
+        coco / "annotations/instances_train2017.json", arguments.images, work_dir / "annotations.json"
     )
     cfg = load_config(CONFIG)
-    for split, pipeline in zip(("train", "val", "test"), (lambda a, b: (a, b, b))(*pipelines()), strict=True):
+    for split, pipeline in (("train", train_pipeline), ("val", test_pipeline), ("test", test_pipeline)):
         cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
     # an epoch of eight iterations would spend its time at the boundaries
     cfg.data.train = {"type": "RepeatDataset", "times": REPEATS, "dataset": cfg.data.train}
     keys = {"neck": {"lr_mult": 0.1}, "backbone": {"lr_mult": 0.2}}
     cfg.merge_from_dict(
         {
-            "data.samples_per_gpu": batch_size,
+            "data.samples_per_gpu": arguments.batch,
             "data.workers_per_gpu": 8,
             "model.backbone.drop_path_rate": 0.0,
             "optimizer.lr": 2e-4,
@@ -113,11 +128,11 @@ def main() -> None:
                 "warmup_iters": 60,
                 "warmup_ratio": 0.001,
             },
-            "runner.max_epochs": num_epochs,
+            "runner.max_epochs": arguments.epochs,
             "evaluation.interval": 2,
             "checkpoint_config.interval": 2,
             "log_config.interval": 8,
-            **options,
+            **arguments.options,
         }
     )
     started = time.perf_counter()
@@ -129,7 +144,7 @@ def main() -> None:
             work_dir,
             device=device,
             callbacks=listeners,
-            stop_asked=lambda: time.perf_counter() - started > MAX_SECONDS,
+            stop_asked=lambda: time.perf_counter() - started > arguments.seconds,
         ).checkpoint
     except TrainingStopped as stopped:
         print(f"\nstopped after {stopped.step} iterations: its time was over")
