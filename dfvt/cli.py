@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2, debug=options.debug)
     except RuntimeError as error:
         return _fail(error, 1, debug=options.debug)
-    except KeyboardInterrupt:
-        print("dfvt: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["dfvt: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
 
 

@@ -27,8 +27,8 @@ def max_concurrent_trials(spec: SweepSpec) -> int:
         if number * least > resources.get(name, 0):
             raise ValueError(
                 f"a trial needs {number * least:g} {name}s (num_workers {least}), but "
-                f"the cluster has {resources.get(name, 0):g}: lower num_workers, cpus_per_worker, or set "
-                "use_gpu to false"
+                f"the cluster has {resources.get(name, 0):g}: lower num_workers"
+                + {"CPU": " or cpus_per_worker", "GPU": ", or set use_gpu to false"}.get(name, "")
             )
     num_workers = num_workers_that_fit(wanted)
     if num_workers < least:

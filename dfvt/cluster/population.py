@@ -26,7 +26,10 @@ def hand_over(folder: Path, checkpoint: Path) -> None:
     for name in (STATE, BEST):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, checkpoint / name)
-    write_whole(checkpoint / ORIGIN, json.dumps({"name": record.name, "epoch": record.epoch}))
+    write_whole(
+        checkpoint / ORIGIN,
+        json.dumps({"name": record.name, "epoch": record.epoch, "metrics": record.metrics}),
+    )
 
 
 def take_over(folder: Path, checkpoint: Path, assignment: Assignment) -> None:
@@ -47,5 +50,7 @@ def take_over(folder: Path, checkpoint: Path, assignment: Assignment) -> None:
             partial.replace(folder / target)
     for state in folder.glob(STATES):
         state.unlink()
-    record = replace(record, epoch=change.epoch, assignment=change.assignment)
+    record = replace(
+        record, epoch=change.epoch, assignment=change.assignment, metrics=origin["metrics"]
+    )  # the numbers of the state that it has now
     replace(record, taken_over=(*record.taken_over, change)).save(folder)

@@ -217,8 +217,12 @@ def population_problem_of(spec: SweepSpec) -> str | None:
     name = f"scheduler {spec.scheduler}"
     if spec.algorithm not in DRAWN:
         return f"{name} searches itself: write algorithm: random"
-    if len(spec.variants) > 1 or num_trials_of(spec) < 2 or not spec.space:
-        return f"{name} needs a space, at least two trials (num_samples) and a single variant"
+    if not spec.space:
+        return f"{name} needs a space to search"
+    if len(spec.variants) > 1:
+        return f"{name} takes a single variant: whose state could another one take over?"
+    if num_trials_of(spec) < 2:
+        return f"{name} needs at least two trials that differ: raise num_samples"
     for key, domain in spec.space.items():
         if (key in TRAIN_KEYS and key != "lr") or key.endswith("type"):
             return f"space.{key} cannot change in the middle of a training, as {name} would have it"
@@ -270,6 +274,12 @@ def draw_trials(spec: SweepSpec) -> list[dict[str, JsonValue]]:
         trial = active_part(spec.space, assignment)
         trials.setdefault(repr(sorted(trial.items())), trial)
     return list(trials.values())
+
+
+def num_draws(spec: SweepSpec) -> int:
+    """How many trials a grid or random search draws, those that are alike counted each."""
+    grids = [len(domain.values) for domain in spec.space.values() if domain.kind == "grid"]
+    return spec.num_samples * len(spec.variants) * math.prod(grids) if spec.algorithm in DRAWN else 0
 
 
 def num_trials_of(spec: SweepSpec) -> int:

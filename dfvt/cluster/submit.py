@@ -14,14 +14,15 @@ from ray.job_submission import JobSubmissionClient
 from dfvt.cluster.records import HOME, LINEAGE
 from dfvt.tracking.lineage import git_lineage
 
+ADDRESS = "RAY_API_SERVER_ADDRESS"
 HANDED_ON = ("MLFLOW_TRACKING_URI",)
 
 
 def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
     """Submits the project's code and a spec in it to the cluster at `RAY_API_SERVER_ADDRESS`.
 
-    Unless that is set, it is the address of a dashboard on this machine. What `.rayignore` and `.gitignore`
-    name is not uploaded: data, weights, runs and environments.
+    Nothing else is asked: what runs on this machine by chance is not meant. What `.rayignore` and
+    `.gitignore` name is not uploaded: data, weights, runs and environments.
 
     Args:
         spec: the sweep's file, in `project`.
@@ -33,8 +34,12 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
         The job's id.
 
     Raises:
-        ValueError: the spec is not in the project, no cluster answers, or it refuses.
+        ValueError: no address is set, the spec is not in the project, no cluster answers, or it refuses.
     """
+    if not (os.environ.get(ADDRESS) or os.environ.get("RAY_ADDRESS")):
+        raise ValueError(
+            f"--submit needs a cluster: set {ADDRESS} to its dashboard's address, see the README"
+        )
     try:
         inside = spec.resolve().relative_to(project.resolve())
     except ValueError:

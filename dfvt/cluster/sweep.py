@@ -40,6 +40,7 @@ from dfvt.cluster.spec import (
     draw_trials,
     examples,
     load_spec,
+    num_draws,
     num_trials_of,
 )
 from dfvt.cluster.trainable import RunTrial, Sweep, TrialTraining
@@ -86,8 +87,17 @@ class Conclusions(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         assignment = active_part(self.sweep.spec.space, trial.config[TRIAL])
-        values = ", ".join(f"{key}={value}" for key, value in assignment.items())
-        self.say(trial, f"starts: {values}")
+        values = ", ".join(
+            f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in assignment.items()
+        )
+        record = TrialRecord.load(self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]))
+        if record is None:
+            self.say(trial, f"starts: {values}")
+        elif self.sweep.segment and record.assignment != assignment:
+            self.say(trial, f"takes over the state of a better one, with {values}")
+        else:
+            self.say(trial, f"goes on: {values}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -158,11 +168,14 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         configs[variant] = with_absolute_paths(cfg, project).pretty_text
     for assignment in examples(spec):
         searched = {key: value for key, value in assignment.items() if key not in (*TRAIN_KEYS, "variant")}
+        cfg = Config.fromstring(configs[str(assignment["variant"])], ".py")
         try:
-            merge_options(
-                Config.fromstring(configs[str(assignment["variant"])], ".py"),
-                {**spec.cfg_options, **searched},
-            )
+            merge_options(cfg, {**spec.cfg_options, **searched})
+        except ValueError as error:
+            # of one of the two mappings that were merged, and it names the key
+            raise ValueError(f"{path}: {str(error).removeprefix('cfg_options: ')}") from error
+        try:
+            require_search(spec, cfg, max_epochs(spec, configs))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     lineage = collect_lineage(
@@ -180,9 +193,33 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
     )
 
 
+def require_search(spec: SweepSpec, cfg: Config, num_epochs: int) -> None:
+    """Refuses a search that could not begin, or would compare nothing.
+
+    Raises:
+        ValueError: options that no scheduler takes, a library that is missing, validations that come too
+            seldom for a scheduler that compares the trials in the middle.
+    """
+    searcher_of(spec)
+    scheduler_of(spec, num_epochs)
+    segment, interval = segment_of(spec, num_epochs), cfg.evaluation.get("interval", 1)
+    if segment and segment < num_epochs and not 0 < interval <= segment:
+        validated = f"every {interval}" if interval else "at their end alone"
+        raise ValueError(
+            f"scheduler {spec.scheduler} compares trials every {segment} epochs, but they are validated "
+            f"{validated}: set cfg_options.evaluation.interval to {segment} or less, or "
+            "scheduler_options.perturbation_interval to more"
+        )
+
+
 def plan_lines(sweep: Sweep) -> list[str]:
-    """The trials that a sweep would run, and the hours that they would take, as lines of text."""
+    """The trials that a sweep would run, and the hours that they would take, as lines of text.
+
+    Raises:
+        ValueError: another one of that name was begun.
+    """
     spec = sweep.spec
+    require_same_spec(spec, sweep.folder)
     if spec.algorithm in DRAWN:
         trials = draw_trials(spec)
         lines = [
@@ -192,9 +229,13 @@ def plan_lines(sweep: Sweep) -> list[str]:
     else:
         trials = [{"variant": spec.variants[0]}] * spec.num_samples
         lines = [f"{spec.num_samples} trials that {spec.algorithm} will choose"]
+    num_alike = num_draws(spec) - len(trials)
+    if num_alike > 0:
+        lines.append(f"{num_alike} of {num_draws(spec)} draws are like another one, and no trials")
     if spec.images_per_second is None:
         return [*lines, "images_per_second of one worker in the spec would tell how long they take"]
-    images = sum(int(str(trial.get("num_epochs") or max_epochs(sweep))) for trial in trials)
+    longest = max_epochs(spec, sweep.configs)
+    images = sum(int(str(trial.get("num_epochs") or longest)) for trial in trials)
     hours = images * sweep.dataset.num_train_images / spec.images_per_second / 3600
     return [
         *lines,
@@ -217,7 +258,7 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
             run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
     records = load_records(sweep.folder)
     if was_interrupted(sweep.spec, records):  # which Tune takes for an end
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"the states of {sweep.spec.name} are kept, the same command goes on")
     return records
 
 
@@ -228,7 +269,7 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
     if len(ray.nodes()) > 1:
         require_shared(folder)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
-    num_epochs = max_epochs(sweep)
+    num_epochs = max_epochs(spec, sweep.configs)
     sweep = replace(sweep, segment=segment_of(spec, num_epochs))
     random.seed(spec.seed)  # what schedulers change, they draw from the global generator
     trainable = tune.with_resources(
@@ -273,11 +314,10 @@ def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
     return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
 
 
-def max_epochs(sweep: Sweep) -> int:
-    """The most epochs that a trial can have."""
-    spec = sweep.spec
+def max_epochs(spec: SweepSpec, configs: Mapping[str, str]) -> int:
+    """The most epochs that a trial can have; `configs` are those of the variants, as text."""
     searched = spec.space.get("num_epochs")
     if searched:
         return max(int(value) for value in searched.values)  # type: ignore[arg-type]  # checked with the keys
-    configs = (Config.fromstring(text, ".py") for text in sweep.configs.values())
-    return max(spec.num_epochs or cfg.runner.max_epochs for cfg in configs)
+    parsed = (Config.fromstring(text, ".py") for text in configs.values())
+    return max(spec.num_epochs or cfg.runner.max_epochs for cfg in parsed)

@@ -25,6 +25,15 @@ MIN_TRIALS = 3  # of which plots say something
 LOG_RATIO = 10.0  # values that lie so far apart are shown on a logarithmic axis
 
 
+class TakeOver(Protocol):
+    """Whose state a trial went on from, and from where."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+
+
 class Trial(Protocol):
     """What the table needs of a trial."""
 
@@ -46,6 +55,8 @@ class Trial(Protocol):
     def metrics(self) -> dict[str, float]: ...
     @property
     def mlflow_run_id(self) -> str: ...
+    @property
+    def taken_over(self) -> Sequence[TakeOver]: ...
 
 
 def assigned_keys(trials: Sequence[Trial]) -> list[str]:
@@ -81,19 +92,31 @@ def status_line(trials: Sequence[Trial], num_trials: int) -> str:
 def results_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
     """A Markdown table, in the order of `best_first`."""
     keys = assigned_keys(trials)
+    any_taken_over = any(trial.taken_over for trial in trials)
     rows = [
         [
             trial.name,
-            *(str(trial.assignment.get(key, "")) for key in keys),
+            *(shown(trial.assignment.get(key, "")) for key in keys),
+            *([took_over(trial)] if any_taken_over else []),
             trial.status,
             f"{trial.epoch}/{trial.num_epochs}",
             f"{trial.metrics[metric]:.4f}" if metric in trial.metrics else "",
         ]
         for trial in best_first(trials, metric, mode)
     ]
-    header = ["trial", *keys, "status", "epochs", metric]
+    header = ["trial", *keys, *(["took over"] if any_taken_over else []), "status", "epochs", metric]
     lines = [header, ["---"] * (len(header) - 1) + ["---:"], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def shown(value: Any) -> str:
+    """A value as a cell: numbers with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def took_over(trial: Trial) -> str:
+    """Whose states a trial went on from, and after how many epochs."""
+    return ", ".join(f"{change.name} after {change.epoch}" for change in trial.taken_over)
 
 
 def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path) -> list[Path]:
@@ -134,7 +157,7 @@ def write_csv(trials: Sequence[Trial], file: Path) -> None:
     with file.open("w", newline="") as stream:
         rows = csv.writer(stream)
         fixed = ["status", "epoch", "num_epochs", "startup_seconds", "seconds"]
-        rows.writerow(["trial", *keys, *fixed, *names, "mlflow_run_id"])
+        rows.writerow(["trial", *keys, *fixed, *names, "took_over", "mlflow_run_id"])
         for trial in trials:
             rows.writerow(
                 [
@@ -143,7 +166,7 @@ def write_csv(trials: Sequence[Trial], file: Path) -> None:
                     *(trial.status, trial.epoch, trial.num_epochs),
                     *(round(trial.startup_seconds, 1), round(trial.seconds, 1)),
                     *(trial.metrics.get(name, "") for name in names),
-                    trial.mlflow_run_id,
+                    *(took_over(trial), trial.mlflow_run_id),
                 ]
             )
 

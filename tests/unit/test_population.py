@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from mmcv import Config
 
 from dfvt.cluster.population import TAKEN_OVER, hand_over, take_over
 from dfvt.cluster.records import TakeOver, TrialRecord
 from dfvt.cluster.spaces import TRIAL, inside, scheduler_of, segment_of
 from dfvt.cluster.spec import SweepSpec, load_spec
+from dfvt.cluster.sweep import require_search
+from dfvt.reports.sweep import results_table
 
 SPEC = """
 name: population
@@ -31,7 +34,8 @@ def spec_of(tmp_path: Path, text: str = SPEC) -> SweepSpec:
 def trial(folder: Path, *, epoch: int, **files: bytes) -> Path:
     """A trial's folder with a record and states."""
     folder.mkdir()
-    TrialRecord(folder.name, {"lr": 1e-4}, "run", epoch=epoch).save(folder)
+    metrics = {"bbox_mAP": 0.5 if folder.name == "donor" else 0.1}
+    TrialRecord(folder.name, {"lr": 1e-4}, "run", epoch=epoch, metrics=metrics).save(folder)
     for name, content in files.items():
         (folder / f"{name}.pth").write_bytes(content)
     return folder
@@ -54,6 +58,10 @@ def test_a_trial_goes_on_from_anothers_state_with_values_of_its_own(tmp_path: Pa
     record = TrialRecord.load(folder)
     assert record and (record.name, record.epoch, record.assignment) == ("own", 4, {"lr": 2e-4})
     assert record.taken_over == (TakeOver("donor", 4, {"lr": 2e-4}),)
+    assert record.metrics == {"bbox_mAP": 0.5}, "the numbers of the state that it has now"
+    table = results_table([record], "bbox_mAP", "max").splitlines()
+    assert table[0] == "| trial | lr | took over | status | epochs | bbox_mAP |"
+    assert table[2] == "| own | 0.0002 | donor after 4 | running | 4/0 | 0.5000 |"
 
 
 def test_started_again_it_keeps_what_it_has_made_of_it(tmp_path: Path) -> None:
@@ -80,7 +88,7 @@ def test_its_own_state_is_not_taken_over(tmp_path: Path) -> None:
     ("old", "new", "sentence"),
     [
         ("num_samples: 4", "num_samples: 4\nalgorithm: optuna", "searches itself: write algorithm: random"),
-        ("num_samples: 4", "", "at least two trials"),
+        ("num_samples: 4", "", "at least two trials that differ: raise num_samples"),
         ("num_samples: 4", "num_samples: 4\nvariants: [tiny, small]", "a single variant"),
         ("lr:", "batch_size: {choice: [2, 4]}\n  lr:", "space.batch_size cannot change in the middle"),
         ("lr:", "optimizer.type: {choice: [AdamW, SGD]}\n  lr:", "space.optimizer.type cannot change"),
@@ -101,6 +109,14 @@ def test_changed_values_stay_in_the_space(tmp_path: Path) -> None:
     config = {TRIAL: {"variant": "tiny", "lr": 1.2e-3, "model.backbone.drop_path_rate": 0.1}}
     assert inside(space, config)[TRIAL] == {**config[TRIAL], "lr": 1e-3}
     assert config[TRIAL]["lr"] == 1.2e-3
+
+
+def test_trials_that_are_compared_must_be_validated_before(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    require_search(spec, Config({"evaluation": {"interval": 2}}), 12)
+    for interval, said in ((0, "at their end alone"), (3, "every 3")):
+        with pytest.raises(ValueError, match=rf"every 2 epochs, but they are validated {said}: set cfg_opt"):
+            require_search(spec, Config({"evaluation": {"interval": interval}}), 12)
 
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfvt.cli import main
-from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec
+from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec, one_at_a_time
 from dfvt.cluster.spec import SweepSpec
 from dfvt.reports.sweep import best_first, results_table, write_results
 
@@ -55,10 +55,15 @@ def project(tmp_path: Path, trials: list[TrialRecord], monkeypatch: pytest.Monke
 
 
 def test_status_counts_the_trials_and_lists_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "status", "search"]) == 0
+    with one_at_a_time(project / SWEEPS / "search"):
+        assert main(["sweep", "status", "search"]) == 0
     output = capsys.readouterr()
     assert output.err == "search: 8 trials: 3 finished, 1 stopped, 1 failed, 1 running, 2 waiting\n"
     assert len(output.out.splitlines()) == 2 + 6
+    assert main(["sweep", "status", "search"]) == 0  # nobody runs it any more
+    output = capsys.readouterr()
+    assert output.err == "search: 8 trials: 3 finished, 1 stopped, 1 failed, 1 interrupted, 2 waiting\n"
+    assert "| interrupted |" in output.out
 
 
 def test_results_are_a_table_a_csv_and_plots(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfvt.cluster.spaces import TRIAL, param_space_of, searcher_of
-from dfvt.cluster.spec import Domain, SweepSpec, draw_trials, load_spec
+from dfvt.cluster.spec import Domain, SweepSpec, draw_trials, load_spec, num_draws
 from dfvt.cluster.trainable import plain_values
 
 SPEC = """
@@ -41,6 +41,11 @@ def test_every_combination_of_grids_is_drawn_num_samples_times(tmp_path: Path) -
         assert ("optimizer.momentum" in trial) == (trial["optimizer.type"] == "SGD")
     combinations = [(trial["variant"], trial["model.backbone.drop_path_rate"]) for trial in trials]
     assert all(combinations.count(combination) == 3 for combination in combinations)
+
+
+def test_draws_that_are_alike_are_one_trial(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "name: few\nspace: {lr: {choice: [1.0e-4, 1.0e-3]}}\nnum_samples: 9\n")
+    assert (num_draws(spec), len(draw_trials(spec))) == (9, 2)
 
 
 def test_the_same_spec_draws_the_same_trials_and_another_seed_others(tmp_path: Path) -> None:
