@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -35,6 +36,7 @@ ARCHIVES = (
     Archive("zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
     Archive("annotations/annotations_trainval2017.zip", 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"),
 )
+FOLDERS = ("train2017", "val2017")
 UNPACKED_RATIO = 1.05  # JPEGs do not shrink; of the annotations, three times as large, a half is unpacked
 
 
@@ -59,7 +61,7 @@ def provide_coco2017(
     missing = [archive for archive in archives if not is_unpacked(archive, root, downloads)]
     downloads.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
-    require_space(missing, root, downloads)
+    require_space(archives, missing, root, downloads)
     fetches = [
         Download(
             tuple(urljoin(url, archive.path) for url in base_urls),
@@ -77,7 +79,7 @@ def provide_coco2017(
                 downloads / archive.name,
                 root,
                 wanted=lambda name: name.startswith(PARTS),
-                on_progress=lambda done, total, name=archive.name: bars(name, done, total),  # type: ignore[misc]  # a default that no caller gives
+                on_progress=partial(bars, archive.name),
             )
             note_of(archive, downloads).write_text(json.dumps(unpacked_note(archive, root)))
             if not keep_archives:
@@ -101,17 +103,20 @@ def is_unpacked(archive: Archive, root: Path, downloads: Path) -> bool:
     return note.is_file() and json.loads(note.read_text()) == unpacked_note(archive, root)
 
 
-def require_space(archives: Sequence[Archive], root: Path, downloads: Path) -> None:
-    """Refuses to begin when the archives and what they hold do not fit together.
+def require_space(
+    archives: Sequence[Archive], missing: Sequence[Archive], root: Path, downloads: Path
+) -> None:
+    """Refuses to begin when the archives and what they hold do not fit together; what is there counts.
 
     Raises:
         ValueError: with what is needed and what is free.
     """
     to_come = sum(
         archive.size - max(size_of(downloads / archive.name), size_of(partial_of(downloads / archive.name)))
-        for archive in archives
+        for archive in missing
     )
-    to_unpack = int(sum(archive.size for archive in archives) * UNPACKED_RATIO)
+    unpacked = sum(path.stat().st_size for part in FOLDERS for path in (root / part).glob("*"))
+    to_unpack = max(int(sum(archive.size for archive in archives) * UNPACKED_RATIO) - unpacked, 0)
     needs = {downloads: to_come, root: to_unpack}
     if downloads.stat().st_dev == root.stat().st_dev:
         needs = {root: to_come + to_unpack}

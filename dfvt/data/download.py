@@ -113,7 +113,7 @@ def fetch_all(
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # after Ctrl-C too: what is there so far stays
-            cancelled.set() if not all(future.done() for future in futures) else None
+            cancelled.set()
             for future in futures:
                 future.cancel()
     errors = [future.exception() for future in futures if not future.cancelled()]
@@ -184,23 +184,24 @@ class Attempt:
     def run(self) -> str:
         """Raises Unavailable when the address does not give the file that was asked for."""
         resumed = self.partial.is_file()
-        try:
+        with self.session:
             self.receive()
+            try:
+                return self.accept()
+            except Unavailable:
+                if not resumed:
+                    raise
+            self.receive()  # what was there before may have been another file's beginning
             return self.accept()
-        except Unavailable:
-            if not resumed:
-                raise
-            # what was there before may have been another file's beginning
-            forget(self.partial)
-            self.receive()
-            return self.accept()
-        finally:
-            self.session.close()
 
     def receive(self) -> None:
         """Completes the partial file; connections that break are made again from where they broke."""
         retry = self.fresh_retry()
         done = size_of(self.partial)
+        before = read_origin(self.partial)
+        if before and before.size == done:  # whole, but killed before it had its name
+            self.hash_up_to(done)
+            return
         while True:
             answer = None
             try:
@@ -284,9 +285,9 @@ class Attempt:
         expected = self.download.size
         if expected is not None and stream.origin.size is not None and stream.origin.size != expected:
             raise Unavailable(f"it has {stream.origin.size:,} bytes, not {expected:,}")
-        require_space(self.partial, (stream.origin.size or 0) - stream.start)
         if not stream.start:
             forget(self.partial)
+        require_space(self.partial, (stream.origin.size or 0) - stream.start)
         origin_of(self.partial).write_text(json.dumps(asdict(stream.origin)))
         self.hash_up_to(stream.start)
         done = stream.start

@@ -220,6 +220,29 @@ def test_the_next_mirror_has_it(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("fault", [answer(404), answer(503)])
+def test_what_came_before_outlives_a_server_that_has_nothing(
+    server: Server, tmp_path: Path, fault: Fault
+) -> None:
+    server.faults = [truncated_after(2_000_000), *[fault] * 9]
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        fetch(wanted(server, tmp_path), patience=QUICK)
+    came = (tmp_path / ".file.zip.partial").stat().st_size
+    assert came >= 2**20
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        fetch(wanted(server, tmp_path), patience=QUICK)
+    server.faults.clear()
+    assert fetch(wanted(server, tmp_path), patience=QUICK) == SHA256
+    assert server.asked[-1][1] == f"bytes={came}-"
+
+
+def test_a_whole_file_that_has_no_name_yet_needs_no_server(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".file.zip.partial").write_bytes(CONTENT)
+    (tmp_path / ".file.zip.origin").write_text(f'{{"size": {len(CONTENT)}, "validator": null}}')
+    assert fetch(wanted(server, tmp_path)) == SHA256
+    assert server.asked == []
+
+
 def test_nobody_answers(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
