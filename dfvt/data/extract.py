@@ -19,7 +19,6 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 CHUNK_BYTES = 2**20
 FILES_PER_TASK = 256
 MAX_RATIO = 200  # of unpacked to packed bytes; JSON of annotations has about 5
-SMALL_FILES = 64  # so few are not worth processes
 # What zipfile raises for archives that are damaged, or newer than it
 DAMAGE = (BadZipFile, EOFError, NotImplementedError, IndexError, UnicodeDecodeError, zlib.error, struct.error)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -50,8 +49,7 @@ def extract(
     for parent in {target.parent for target in targets}:
         parent.mkdir(parents=True, exist_ok=True)
     names = [entry.filename for entry in entries]
-    if num_processes is None:
-        num_processes = 1 if len(names) < SMALL_FILES else len(os.sched_getaffinity(0))
+    num_processes = num_processes or len(os.sched_getaffinity(0))
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
     done = 0
     if num_processes == 1 or len(tasks) < 2:

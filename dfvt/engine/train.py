@@ -148,7 +148,8 @@ def train(
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, is_new=not found)
     if found:
-        require_fitting_state(runner, found[1], found[0])
+        if not resumes:
+            require_fitting_state(runner, found[1], found[0])
         restore_state(runner, found[1], plan.lr_scale, keep_settings=not resumes)
     work_dir.mkdir(parents=True, exist_ok=True)
 
