@@ -72,7 +72,13 @@ def provide_coco2017(
         for archive in missing
     ]
     with Bars("B") as bars:
-        fetch_all(fetches, patience=patience, on_progress=bars, say=say)
+        try:
+            fetch_all(fetches, patience=patience, on_progress=bars, say=say)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; start again to go on from there, name another data.base_url, or unpack COCO 2017 "
+                "into a folder and set data.root to it"
+            ) from error
     with Bars(" files") as bars:
         for archive in missing:
             extract(

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -90,7 +90,7 @@ Advance = Callable[[str, int, int | None], None]  # a file's name, its bytes so 
 
 
 def fetch_all(
-    downloads: Sequence[Download],
+    downloads: Iterable[Download],
     *,
     num_parallel: int = 3,
     patience: Patience | None = None,
@@ -228,7 +228,9 @@ class Attempt:
                 reason = f"{self.patience.num_tries} tries failed, the last one with: {said(problem)}"
                 raise Unavailable(reason) from error
             self.say(f"{self.url}: {said(problem)}; it is tried again after {done:,} bytes")
-            retry.sleep(answer)
+            asked_for = retry.get_retry_after(answer) if answer else None
+            if self.cancelled.wait(asked_for or retry.get_backoff_time()):
+                raise Cancelled
 
     def fresh_retry(self) -> Retry:
         return Retry(

@@ -81,7 +81,7 @@ def broken_annotation(project: Project) -> str:
 
 
 def coco_is_not_there(project: Project) -> str:
-    project.set_params(profile="coco2017")
+    project.set_params(profile="coco2017", data__base_url="file:///nonexistent/mirror/")
     return "unpack COCO 2017 into a folder and set data.root to it"
 
 

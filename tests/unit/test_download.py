@@ -369,3 +369,20 @@ def test_several_files_are_fetched_together_and_one_that_fails_stops_them(
     with pytest.raises(ValueError, match="404 Not Found"):
         fetch_all(others, patience=QUICK)
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_for_a_server_ends_when_another_file_cannot_be_had(server: Server, tmp_path: Path) -> None:
+    server.faults = [answer(503, Retry_After="500")]
+    waits = threading.Event()
+
+    def say(line: str) -> None:
+        waits.set()
+
+    def fetch_the_other() -> Iterator[Download]:
+        yield Download((f"{server.url}late",), tmp_path / "late", None, SHA256)
+        assert waits.wait(30)
+        yield Download(((tmp_path / "nowhere").as_uri(),), tmp_path / "none", None, SHA256)
+
+    with pytest.raises(ValueError, match="none cannot be fetched"):
+        fetch_all(fetch_the_other(), patience=QUICK, say=say)
