@@ -24,7 +24,7 @@ from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import Assignment, SweepSpec
 from dfvt.cluster.sweep import run_trials
 from dfvt.cluster.trainable import Hand, Result, Sweep
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 
 OBJECT_STORE_BYTES = 80 * 2**20
 DATASET = DatasetManifest.model_validate(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfvt import __version__
 from dfvt.cli_cluster import add_cluster_commands
+from dfvt.cli_data import add_data_commands
 from dfvt.engine.console import quiet_libraries
 
 if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
@@ -54,6 +55,7 @@ def _parser() -> ArgumentParser:
     _add_test(commands)
     add_cluster_commands(commands)
     _add_profile(commands)
+    add_data_commands(commands)
     return parser
 
 

@@ -148,6 +148,12 @@ class DataSettings(Section):
     shapes: ShapesSettings = Field(default=ShapesSettings(), description="a mapping")
 
 
+class ValidationSettings(Section):
+    """How thoroughly the images are checked."""
+
+    decode_images: bool = Field(default=True, description="true, or false to read the images' headers alone")
+
+
 class WeightsSettings(Section):
     """Where the published weights are downloaded from, and whether trainings start from them."""
 
@@ -245,6 +251,7 @@ class Settings(Section):
         default=None, description="the path of a folder of detector configs, or null for the profile's own"
     )
     data: DataSettings = Field(default=DataSettings(), description="a mapping")
+    validation: ValidationSettings = Field(default=ValidationSettings(), description="a mapping")
     weights: WeightsSettings = Field(default=WeightsSettings(), description="a mapping")
     train: TrainSettings = Field(default=TrainSettings(), description="a mapping")
     evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="a mapping")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm import tqdm
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.console import quiet_libraries
 from dfvt.settings import Settings
 from pipelines.stage import DATASET_MANIFEST, replace_folder, run_variant_stage

@@ -13,7 +13,7 @@ METRICS = Path("metrics/profile.json")
 
 def main(settings: Settings) -> None:
     quiet_libraries()
-    from dfvt.data.coco import DatasetManifest
+    from dfvt.data.manifest import DatasetManifest
     from dfvt.engine.config import input_shape_of, load_config, use_dataset, write_config
     from dfvt.engine.infer import build_bare_detector
     from dfvt.models.complexity import measure_complexity

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.reports.curves import plot_learning_curves, plot_per_class_ap, plot_precision_recall
 from dfvt.reports.gallery import draw_overview
 from dfvt.reports.results import write_results

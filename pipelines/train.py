@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfvt.cluster.session import ray_session
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.settings import Settings, VariantTrainSettings
 from dfvt.tracking.lineage import collect_lineage, config_hash
 from pipelines.stage import CONFIGS, DATASET_MANIFEST, replace_folder, run_variant_stage

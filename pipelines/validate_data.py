@@ -3,20 +3,25 @@
 import sys
 from pathlib import Path
 
-from dfvt.data.coco import DatasetManifest, validate_dataset
+from dfvt.data.manifest import DatasetManifest
+from dfvt.data.validation import validate_dataset
+from dfvt.reports.dataset import save_dataset_page
 from dfvt.settings import Settings
 from pipelines.stage import DATASET_MANIFEST, run_stage
 
 REPORT = Path("data/validation.json")
 
 
-def main(_: Settings) -> None:
-    report = validate_dataset(DatasetManifest.load(DATASET_MANIFEST))
+def main(settings: Settings) -> None:
+    manifest = DatasetManifest.load(DATASET_MANIFEST)
+    report = validate_dataset(manifest, decode_images=settings.validation.decode_images)
     for warning in report.warnings:
         print(f"validate_data: {warning}", file=sys.stderr)
+    save_dataset_page(report, f"data set {manifest.name}", REPORT.with_suffix(".html"))
     if report.problems:
-        more = f" ({len(report.problems) - 1} more problems)" if len(report.problems) > 1 else ""
-        raise ValueError(report.problems[0] + more)
+        page, more = REPORT.with_suffix(".html"), len(report.problems) - 1
+        others = f" ({more} more problem{'s' * (more > 1)} in {page})" if more else ""
+        raise ValueError(report.problems[0] + others)
     REPORT.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dfvt.cluster.nodes import Node, Unanswered, on_each_node
 from dfvt.cluster.records import DATASET_MANIFEST
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.tracking.mlflow import require_reachable
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -44,7 +44,7 @@ from dfvt.cluster.spec import (
     num_trials_of,
 )
 from dfvt.cluster.trainable import RunTrial, Sweep, TrialTraining
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri

@@ -20,7 +20,7 @@ from ray.util.queue import Queue
 
 from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import num_workers_that_fit
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.data.provision import provide_dataset
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.console import quiet_libraries

@@ -17,7 +17,7 @@ from ray.tune.result import DONE
 from dfvt.cluster.population import hand_over, take_over
 from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 
 Result = dict[str, Any]
 Hand = Callable[[Result], None]

@@ -16,7 +16,8 @@ from pathlib import Path
 from filelock import FileLock
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from dfvt.data.coco import DatasetManifest, describe_dataset
+from dfvt.data.coco import describe_dataset
+from dfvt.data.manifest import DatasetManifest
 
 NUM_COPYING_THREADS = 16
 SECONDS_BETWEEN_LINES = 10.0

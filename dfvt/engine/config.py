@@ -13,7 +13,7 @@ from urllib.error import URLError
 
 from mmcv import Config
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.options import merge_options
 
 SPLITS = ("train", "val", "test")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, create_model
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.reports.curves import require_output
 from dfvt.reports.published import COUNTED_INPUT_SHAPE, PUBLISHED, SOURCE
 

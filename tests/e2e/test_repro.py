@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def test_every_stage_leaves_what_it_promises(reproduced: Project) -> None:
     files = {str(file.relative_to(reproduced.path)) for file in reproduced.path.rglob("*") if file.is_file()}
     expected = {
         "data/dataset/manifest.json",
+        "data/validation.html",
         "data/validation.json",
         "metrics/profile.json",
         "reports/results.md",
@@ -122,3 +124,20 @@ def test_no_absolute_path_of_the_project_is_in_what_it_commits(reproduced: Proje
     tracked = reproduced.run("git", "ls-files").stdout.split("\n")
     texts = [reproduced.path / name for name in filter(None, tracked)]
     assert [str(file) for file in texts if str(reproduced.path).encode() in Path(file).read_bytes()] == []
+
+
+def test_results_are_pushed_to_a_remote_and_pulled_in_a_clone(reproduced: Project, tmp_path: Path) -> None:
+    clone = Project(tmp_path / "a clone")
+    assert reproduced.run("git", "clone", "-q", ".", str(clone.path)).returncode == 0
+    (clone.path / ".venv").symlink_to(Path(sys.prefix))
+    for project, command in ((reproduced, "push"), (clone, "pull")):
+        added = project.run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+        assert added.returncode == 0, added.stderr
+        result = project.run("dvc", command)
+        assert result.returncode == 0, result.stdout + result.stderr
+    reproduced.run("dvc", "remote", "remove", "--local", "store")
+    for name in ("runs/tiny/checkpoint.pth", "data/dataset/manifest.json", "reports/results.md"):
+        assert (clone.path / name).read_bytes() == (reproduced.path / name).read_bytes()
+    result = clone.run("dvc", "repro")
+    assert result.returncode == 0, result.stderr
+    assert stages_run(result.stdout + result.stderr) == []

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dfvt.data.coco import DatasetManifest, describe_dataset
+from dfvt.data.coco import describe_dataset
+from dfvt.data.manifest import DatasetManifest
 from dfvt.data.shapes import SHAPE_CLASSES, generate_shapes
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from zipfile import ZipFile
 import pytest
 
 from dfvt.data import coco2017
-from dfvt.data.coco import DatasetManifest
 from dfvt.data.coco2017 import ARCHIVES, Archive, provide_coco2017, require_space
+from dfvt.data.manifest import DatasetManifest
 
 ANNOTATIONS = "annotations/instances_train2017.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config import (
     input_shape_of,
     load_config,

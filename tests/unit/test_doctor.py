@@ -11,7 +11,7 @@ import torch
 
 from dfvt.cluster import doctor
 from dfvt.cluster.doctor import Expectation, examine, versions_here
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 
 
 @pytest.fixture

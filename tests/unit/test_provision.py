@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfvt.data import provision
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.data.provision import provide_dataset
 
 

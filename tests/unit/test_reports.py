@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from dfvt.data.coco import DatasetManifest
+from dfvt.data.manifest import DatasetManifest
 from dfvt.reports.curves import DPI, LOSSES, plot_learning_curves, plot_per_class_ap, plot_precision_recall
 from dfvt.reports.gallery import draw_gallery, draw_instances, draw_overview
 from dfvt.reports.published import PUBLISHED

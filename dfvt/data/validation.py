@@ -1,0 +1,355 @@
+"""Whether a data set in COCO layout is sound: what stops a training, what one should know, and counts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import ExifTags, Image
+from pydantic import BaseModel, ConfigDict
+
+from dfvt.data.coco import (
+    CocoAnnotation,
+    CocoFile,
+    CocoImage,
+    SplitFiles,
+    class_names_of,
+    digest,
+    read_annotations,
+)
+from dfvt.data.manifest import DatasetManifest
+from dfvt.data.outlines import Fault, judge_outline
+
+SMALL, MEDIUM = 32**2, 96**2  # where COCO's classes of area begin and end, in pixels
+LARGEST_SIDE = 65_535  # of a JPEG, in pixels
+ROTATED = (5, 6, 7, 8)  # values of Exif's orientation that swap width and height
+OFFICIAL = {  # images and annotations; source: https://cocodataset.org
+    "instances_train2017.json": (118_287, 860_001),
+    "instances_val2017.json": (5_000, 36_781),
+}
+
+
+class Finding(BaseModel):
+    """How often something was found, and the first few file names or ids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    examples: tuple[str, ...]
+
+    @classmethod
+    def of(cls, items: Iterable[object]) -> Finding:
+        found = [str(item) for item in items]
+        return cls(count=len(found), examples=tuple(found[:10]))
+
+
+class ObjectSizes(BaseModel):
+    """Objects by COCO's classes of area, and by the side of a square of that area; crowds left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    small: int  # below 32² pixels
+    medium: int  # below 96²
+    large: int
+    num_by_side: dict[int, int]  # from this many pixels, a power of two, up to the next one
+
+
+class SplitReport(BaseModel):
+    """Counts and findings of one split; examples of boxes and outlines are annotation ids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_images: int
+    num_annotations: int
+    num_crowd: int
+    num_images_without_objects: int
+    num_objects: dict[str, int]  # by class, crowds left out
+    object_sizes: ObjectSizes
+    num_images_by_objects: dict[int, int]  # crowds left out
+    missing_images: Finding
+    unreadable_images: Finding
+    size_mismatches: Finding
+    missing_outlines: Finding
+    outlines_far_outside: Finding
+    wrong_run_lengths: Finding
+    unknown_category_ids: Finding
+    unknown_image_ids: Finding
+    wrong_crowd_flags: Finding
+    duplicate_ids: Finding
+    boxes_outside_image: Finding
+    empty_boxes: Finding
+    short_polygons: Finding
+    area_mismatches: Finding
+
+
+class Verdict(BaseModel):
+    """`problems` stop a training, `warnings` do not; a sentence each."""
+
+    model_config = ConfigDict(frozen=True)
+
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class IntegrityReport(Verdict):
+    """What was found in a data set."""
+
+    splits: dict[str, SplitReport]
+    shared_images: Finding  # with the content of an image of an earlier split
+
+
+class DatasetReport(IntegrityReport):
+    """What was found in the data set of an experiment."""
+
+    name: str
+    data_hash: str
+
+
+# What the findings are called and, where they stop a training, what to do.
+_PROBLEMS = {
+    "missing_images": ("missing images", "add them"),
+    "unreadable_images": ("images that cannot be decoded", "fetch them again"),
+    "size_mismatches": ("images of another size than stated", "correct their width and height"),
+    "missing_outlines": ("annotations without an outline of three or more corners", "add it"),
+    "outlines_far_outside": ("annotations with an outline far outside of the image", "correct it"),
+    "wrong_run_lengths": ("annotations with run lengths that do not fill their image", "export them again"),
+    "unknown_category_ids": ("annotations with a category id that is not listed", "list it"),
+    "unknown_image_ids": ("annotations with an image id that is not listed", "list it"),
+    "wrong_crowd_flags": ("annotations whose iscrowd is neither 0 nor 1", "correct it"),
+    "duplicate_ids": ("ids that are used more than once", "number them anew"),
+}
+_WARNINGS = {
+    "boxes_outside_image": "annotations with a box that reaches out of the image",
+    "empty_boxes": "annotations with a box narrower or lower than a pixel, which are not trained on",
+    "short_polygons": "annotations with a polygon of fewer than three corners beside others",
+    "area_mismatches": "objects whose area, which small, medium and large go by, is not that of their mask",
+}
+
+
+def validate_dataset(manifest: DatasetManifest, *, decode_images: bool = True) -> DatasetReport:
+    """Check annotations and images of an experiment's data set, as `check_splits` does."""
+    # Not the absolute paths: the report of a project is the same wherever the project lies.
+    root = manifest.root
+    splits = {
+        "train": SplitFiles(root / manifest.train_annotations, root / manifest.train_images),
+        "val": SplitFiles(root / manifest.val_annotations, root / manifest.val_images),
+    }
+    report = check_splits(splits, decode_images=decode_images)
+    return DatasetReport(name=manifest.name, data_hash=manifest.data_hash, **dict(report))
+
+
+def check_splits(splits: Mapping[str, SplitFiles], *, decode_images: bool = True) -> IntegrityReport:
+    """Check annotations and images, and that the splits are of one data set and have no images in common.
+
+    Args:
+        splits: by name.
+        decode_images: decode every image (JPEG at an eighth of its size), not only its header.
+
+    Raises:
+        FileNotFoundError: an annotation file is missing.
+        ValueError: an annotation file is not sound.
+    """
+    reports: dict[str, SplitReport] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    shared: list[str] = []
+    first: tuple[Path, dict[int, str]] | None = None
+    before: list[Path] = []
+    for name, files in splits.items():
+        content = read_annotations(files.annotations)
+        classes = class_names_of(content, files.annotations)
+        first = first or (files.annotations, classes)
+        if classes != first[1]:
+            problems.append(f"{files.annotations}: its categories are not those of {first[0]}: make them so.")
+        reports[name] = check_split(content, files.images, decode_images=decode_images)
+        verdict = judge_split(files.annotations, reports[name])
+        images = [files.images / image.file_name for image in content.images]
+        del content  # it may be as large as a gigabyte
+        found = list(_shared_images(before, images)) if before else []
+        warnings += verdict.warnings
+        warnings += _sentences(
+            files.annotations, Finding.of(found), "images with the content of one of another split"
+        )
+        problems += verdict.problems
+        shared += found
+        before += images
+    return IntegrityReport(
+        splits=reports,
+        shared_images=Finding.of(shared),
+        problems=tuple(dict.fromkeys(problems)),  # once each: splits may be the same file
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def judge_split(path: Path, report: SplitReport) -> Verdict:
+    """What the findings in the annotation file `path` come to, in sentences that name it."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for field, (what, remedy) in _PROBLEMS.items():
+        problems += _sentences(path, getattr(report, field), what, remedy)
+    for field, what in _WARNINGS.items():
+        warnings += _sentences(path, getattr(report, field), what)
+    absent = Finding.of(name for name, count in report.num_objects.items() if not count)
+    if absent.count == len(report.num_objects):
+        problems.append(f"{path}: no object is annotated: annotate some.")
+    else:
+        warnings += _sentences(path, absent, "classes without objects")
+    found, official = (report.num_images, report.num_annotations), OFFICIAL.get(path.name)
+    if official and len(report.num_objects) == 80 and found != official:
+        warnings.append(
+            f"{path}: {found[0]:,} images and {found[1]:,} annotations, COCO 2017's own file has "
+            f"{official[0]:,} and {official[1]:,}."
+        )
+    return Verdict(problems=tuple(problems), warnings=tuple(warnings))
+
+
+def _sentences(path: Path, finding: Finding, what: str, remedy: str | None = None) -> list[str]:
+    """One sentence, or none when nothing was found."""
+    if not finding.count:
+        return []
+    end = f": {remedy}." if remedy else "."
+    return [f"{path}: {what} ({finding.count}, the first is {finding.examples[0]}){end}"]
+
+
+def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) -> SplitReport:
+    """Check the annotations of a file, and the images that it names in `folder`."""
+    annotations = content.annotations
+    images = {image.id: image for image in content.images}
+    classes = {item.id: item.name for item in sorted(content.categories, key=lambda item: item.id)}
+    objects = [item for item in annotations if not item.iscrowd]
+    num_of_class = Counter(item.category_id for item in objects)
+    num_of_image = Counter(item.image_id for item in objects)
+    ids = Counter(("image", image.id) for image in content.images)
+    ids.update(("annotation", item.id) for item in annotations)
+
+    def found(is_found: Callable[[CocoAnnotation], bool]) -> Finding:
+        return Finding.of(item.id for item in annotations if is_found(item))
+
+    return SplitReport(
+        num_images=len(content.images),
+        num_annotations=len(annotations),
+        num_crowd=len(annotations) - len(objects),
+        num_images_without_objects=len(images.keys() - {item.image_id for item in annotations}),
+        num_objects={name: num_of_class[number] for number, name in classes.items()},
+        object_sizes=_object_sizes(objects),
+        num_images_by_objects=dict(sorted(Counter(num_of_image[number] for number in images).items())),
+        **_image_findings(content.images, folder, decode=decode_images),
+        **_outline_findings(annotations, images),
+        unknown_category_ids=found(lambda item: item.category_id not in classes),
+        unknown_image_ids=found(lambda item: item.image_id not in images),
+        wrong_crowd_flags=found(lambda item: item.iscrowd not in (0, 1)),
+        duplicate_ids=Finding.of(f"{kind} {number}" for (kind, number), count in ids.items() if count > 1),
+        boxes_outside_image=found(lambda item: _is_outside(item.bbox, images.get(item.image_id))),
+        empty_boxes=found(lambda item: min(item.bbox[2:]) < 1),
+    )
+
+
+def _object_sizes(objects: list[CocoAnnotation]) -> ObjectSizes:
+    areas = [item.area for item in objects]
+    sides = Counter(1 << max(int(math.log2(area) // 2), 0) if area >= 1 else 0 for area in areas)
+    small, medium = sum(area < SMALL for area in areas), sum(SMALL <= area < MEDIUM for area in areas)
+    return ObjectSizes(
+        small=small,
+        medium=medium,
+        large=len(areas) - small - medium,
+        num_by_side=dict(sorted(sides.items())),
+    )
+
+
+def _image_findings(images: list[CocoImage], folder: Path, *, decode: bool) -> dict[str, Finding]:
+    stated = {image.file_name: (image.width, image.height) for image in images}
+    missing = {name for name in stated if not (folder / name).is_file()}
+    there = [name for name in stated if name not in missing]
+    with ThreadPoolExecutor() as pool:
+        measure = partial(_image_size, decode=decode)
+        sizes = dict(zip(there, pool.map(measure, (folder / name for name in there)), strict=True))
+    return {
+        "missing_images": Finding.of(name for name in stated if name in missing),
+        "unreadable_images": Finding.of(name for name, size in sizes.items() if size is None),
+        "size_mismatches": Finding.of(n for n, size in sizes.items() if size and size != stated[n]),
+    }
+
+
+def _outline_findings(annotations: list[CocoAnnotation], images: dict[int, CocoImage]) -> dict[str, Finding]:
+    faults: dict[Fault, list[int]] = {fault: [] for fault in Fault}
+    short: list[int] = []
+    mismatches: list[int] = []
+    for item in annotations:
+        image = images.get(item.image_id)
+        if image is None or not all(1 <= side <= LARGEST_SIDE for side in (image.height, image.width)):
+            continue  # its image id or size is reported
+        outline = judge_outline(item.segmentation, image.height, image.width)
+        if outline.fault:
+            faults[outline.fault].append(item.id)
+        elif not (item.iscrowd or _is_area(item, outline.area)):  # those of COCO's crowds are others
+            mismatches.append(item.id)
+        if outline.num_short_polygons:
+            short.append(item.id)
+    return {
+        "missing_outlines": Finding.of(faults[Fault.MISSING]),
+        "outlines_far_outside": Finding.of(faults[Fault.FAR_OUTSIDE]),
+        "wrong_run_lengths": Finding.of(faults[Fault.WRONG_RUNS]),
+        "short_polygons": Finding.of(short),
+        "area_mismatches": Finding.of(mismatches),
+    }
+
+
+def _is_area(item: CocoAnnotation, area: float) -> bool:
+    """Whether the stated area is about that of the mask.
+
+    COCO's is that of the polygon; drawing it shifts its edge by up to half a pixel.
+    """
+    _, _, width, height = item.bbox
+    return abs(item.area - area) <= 0.05 * area + abs(width) + abs(height)
+
+
+def _is_outside(box: tuple[float, float, float, float], image: CocoImage | None) -> bool:
+    """Whether a box ends more than a pixel beyond its image: COCO's own are off by fractions of one."""
+    if image is None:  # reported as an unknown image id
+        return False
+    x, y, width, height = box
+    return min(x, y) < -1 or x + width > image.width + 1 or y + height > image.height + 1
+
+
+def _image_size(path: Path, *, decode: bool) -> tuple[int, int] | None:
+    """Width and height of an image as a loader turns it upright, None when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
+            if decode:
+                image.draft(image.mode, (width // 8, height // 8))
+                image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # how Pillow names damage
+        return None
+    return (height, width) if rotated else (width, height)
+
+
+def _shared_images(train: list[Path], val: list[Path]) -> Iterator[str]:
+    """Names of the second images whose content one of the first has too."""
+    with ThreadPoolExecutor() as pool:
+        # Whole files are read only where length and last bytes agree.
+        train_ends = list(pool.map(_length_and_end, train))
+        val_ends = list(pool.map(_length_and_end, val))
+        common = set(train_ends) & set(val_ends) - {None}
+        train_paths = [path for path, end in zip(train, train_ends, strict=True) if end in common]
+        val_paths = [path for path, end in zip(val, val_ends, strict=True) if end in common]
+        train_digests = set(pool.map(digest, train_paths))
+        val_digests = list(pool.map(digest, val_paths))
+    for path, found in zip(val_paths, val_digests, strict=True):
+        if found in train_digests:
+            yield path.name
+
+
+def _length_and_end(path: Path) -> tuple[int, bytes] | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(length - 512, 0))
+        return length, file.read()

@@ -1,0 +1,113 @@
+"""A page about a data set: whether it is sound, its classes, the sizes of its objects, objects per image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dfvt.data.validation import IntegrityReport, SplitReport
+from dfvt.reports import pages
+from dfvt.reports.curves import STYLE
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's
+MOST_OBJECTS = 20  # images with so many or more objects share a bar
+COUNTS = {
+    "images": lambda split: split.num_images,
+    "images without annotations": lambda split: split.num_images_without_objects,
+    "annotations": lambda split: split.num_annotations,
+    "crowd regions": lambda split: split.num_crowd,
+    "small objects (area below 32²)": lambda split: split.object_sizes.small,
+    "medium objects (below 96²)": lambda split: split.object_sizes.medium,
+    "large objects": lambda split: split.object_sizes.large,
+    "classes with objects": lambda split: sum(map(bool, split.num_objects.values())),
+}
+
+
+def count_rows(report: IntegrityReport) -> list[list[str]]:
+    """What there is of each in each split."""
+    return [[name, *(f"{count(one):,}" for one in report.splits.values())] for name, count in COUNTS.items()]
+
+
+def verdict_of(report: IntegrityReport) -> str:
+    """The result in a few words."""
+    problems, warnings = len(report.problems), len(report.warnings)
+    state = f"{problems} problem{'s' * (problems > 1)} to correct" if problems else "sound"
+    return f"{state}, {warnings} warning{'s' * (warnings != 1)}"
+
+
+def save_dataset_page(report: IntegrityReport, title: str, path: Path) -> None:
+    """Write the page about a data set, one HTML file."""
+    body = [pages.paragraph(verdict_of(report))]
+    for name, lines in (("Problems", report.problems), ("Warnings", report.warnings)):
+        if lines:
+            body += [pages.heading(name), pages.bullets(lines)]
+    body += [pages.heading("What there is"), pages.table(["", *report.splits], count_rows(report))]
+    body += [pages.heading("Objects"), pages.drawing(_draw_sizes(report.splits))]
+    body += [pages.heading("Classes"), pages.drawing(_draw_classes(report.splits))]
+    pages.save_page(pages.page(title, body), path)
+
+
+def _draw_sizes(splits: Mapping[str, SplitReport]) -> Figure:
+    """Shares of objects by size, and of images by their number of objects."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        sides = sorted({side for split in splits.values() for side in split.object_sizes.num_by_side})
+        labels = [f"{side}–{2 * side}" if side else "below 1" for side in sides]
+        by_side = {name: split.object_sizes.num_by_side for name, split in splits.items()}
+        _bars(left, by_side, sides, labels)
+        left.set(title="objects by size", xlabel="√area (pixels)", ylabel="objects (%)")
+        by_objects = {name: _capped(split.num_images_by_objects) for name, split in splits.items()}
+        numbers = sorted({number for one in by_objects.values() for number in one})
+        labels = [f"{number}{'+' * (number == MOST_OBJECTS)}" for number in numbers]
+        _bars(right, by_objects, numbers, labels)
+        right.set(title="images by their number of objects", xlabel="objects", ylabel="images (%)")
+        left.legend()
+    return figure
+
+
+def _capped(num_images_by_objects: Mapping[int, int]) -> Counter[int]:
+    capped: Counter[int] = Counter()
+    for number, count in num_images_by_objects.items():
+        capped[min(number, MOST_OBJECTS)] += count
+    return capped
+
+
+def _bars(ax: Axes, counts: Mapping[str, Mapping[int, int]], keys: list[int], labels: list[str]) -> None:
+    """A group of bars for each key, in percent of a split's total."""
+    thickness = 0.8 / len(counts)
+    for place, (name, one) in enumerate(counts.items()):
+        total = max(sum(one.values()), 1)
+        where = [index + (place - (len(counts) - 1) / 2) * thickness for index in range(len(keys))]
+        values = [100 * one.get(key, 0) / total for key in keys]
+        ax.bar(where, values, thickness, color=COLOURS[place % len(COLOURS)], label=name)
+    ax.set_xticks(range(len(keys)), labels, rotation=45 if len(keys) > 8 else 0)
+    ax.grid(visible=False, axis="x")
+
+
+def _draw_classes(splits: Mapping[str, SplitReport]) -> Figure:
+    """Objects of each class, the most frequent first, on a logarithmic axis."""
+    totals: Counter[str] = Counter()
+    for split in splits.values():
+        totals.update(split.num_objects)
+    names = [name for name, _ in totals.most_common()]
+    with rc_context({**STYLE, "text.parse_math": False}):
+        figure = Figure(figsize=(11, 1.4 + 0.24 * len(names)), layout="constrained")
+        ax = figure.subplots()
+        thickness = 0.8 / len(splits)
+        for place, (name, split) in enumerate(splits.items()):
+            where = [index + (place - (len(splits) - 1) / 2) * thickness for index in range(len(names))]
+            values = [split.num_objects.get(one, 0) for one in names]
+            ax.barh(where, values, thickness, color=COLOURS[place % len(COLOURS)], label=name)
+        ax.set(title="objects by class", xlabel="objects", xscale="symlog", xlim=(0, None))
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.grid(visible=False, axis="y")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.legend(loc="lower right")
+    return figure

@@ -1,0 +1,168 @@
+"""`dfvt data check` says whether a data set is sound, `dfvt data browse` shows it."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dfvt.cli import main
+from tests.unit.test_coco import TRAIN_JSON, VAL_JSON, edit, pristine, root
+
+__all__ = ["pristine", "root"]  # fixtures
+
+
+class Tags(HTMLParser):
+    """Reads a page; every tag that must be closed is."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.num: dict[str, int] = {}
+        self.feed(page.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.num[tag] = self.num.get(tag, 0) + 1
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.num[tag] = self.num.get(tag, 0) + 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_sound_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(root), "--out", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    assert f"{root}: sound, 1 warning\n" in out and err == ""
+    assert re.search(r"images +8 +3", out)
+    report = json.loads((tmp_path / "report/validation.json").read_text())
+    assert report["splits"]["val2017"]["num_images"] == 3
+    page = Tags(tmp_path / "report/validation.html")
+    assert page.num["svg"] == 2 and page.num["table"] == 1
+    assert "small objects (area below 32²)" in page.texts
+
+
+def test_problems_are_listed_and_the_exit_code_is_2(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(root / VAL_JSON, lambda content: content["annotations"][0].update(category_id=99))
+    edit(root / TRAIN_JSON, lambda content: content["annotations"][0].update(bbox=[50, 50, 20, 5]))
+    assert main(["data", "check", str(root), "--out", str(tmp_path / "report")]) == 2
+    out, err = capsys.readouterr()
+    assert "problem: " in out and "category id that is not listed (1, the first is" in out
+    assert "warning: " in out and "a box that reaches out of the image" in out
+    assert err == f"dfvt: {root}: 1 problem to correct, 2 warnings\n"
+    assert "Problems" in Tags(tmp_path / "report/validation.html").texts
+
+
+def test_the_page_is_the_same_each_time(root: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert main(["data", "check", str(root), "--out", str(tmp_path / name)]) == 0
+    pages = [(tmp_path / name / "validation.html").read_bytes() for name in ("one", "two")]
+    assert pages[0] == pages[1]
+
+
+def test_class_names_cannot_break_a_page(root: Path, tmp_path: Path) -> None:
+    for path in (TRAIN_JSON, VAL_JSON):
+        edit(root / path, lambda content: content["categories"][0].update(name="</svg><b>$x^"))
+    assert main(["data", "check", str(root), "--out", str(tmp_path)]) == 0
+    assert "b" not in Tags(tmp_path / "validation.html").num
+    assert main(["data", "browse", str(root), "--out", str(tmp_path / "page.html")]) == 0
+    assert "b" not in Tags(tmp_path / "page.html").num
+
+
+def test_splits_of_different_classes_are_a_problem(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(root / VAL_JSON, lambda content: content["categories"][0].update(name="sphere"))
+    assert main(["data", "check", str(root)]) == 2
+    assert "its categories are not those of" in capsys.readouterr().out
+
+
+def test_any_split_is_found_and_a_single_file_can_be_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(root / "val2017", root / "pictures")
+    shutil.move(root / VAL_JSON, root / "labels.json")
+    assert main(["data", "check", str(root), "--annotations", "labels.json", "--images", "pictures"]) == 0
+    assert re.search(r"images +3\b", capsys.readouterr().out)
+    assert main(["data", "check", str(root)]) == 0
+    assert re.search(r"images +8\b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["check", "nowhere"], "nowhere is not a directory"),
+        (["check", "."], "has no annotations/instances_NAME.json with a folder NAME of images"),
+        (["check", "set", "--images", "val2017"], "--annotations and --images belong together"),
+        (["check", "set", "--images", "x", "--annotations", "y.json"], "set/y.json is missing"),
+        (["browse", "set", "--split", "test2017"], "has no split 'test2017': it has train2017, val2017"),
+        (["browse", "set", "--class", "cube"], "has no class 'cube': it has disk, box, triangle, star"),
+        (["browse", "set", "--num", "0"], "--num 0 is below 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(root.parent)
+    assert main(["data", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.startswith("dfvt: ") and err.count("\n") == 1
+
+
+def test_browse_draws_every_object_and_the_broken_ones_too(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(root / VAL_JSON, lambda content: content["annotations"][0].update(segmentation=[]))
+    edit(root / VAL_JSON, lambda content: content["annotations"][1].update(category_id=77))
+    (root / "val2017" / "000001000003.jpg").write_bytes(b"no image")
+    content = json.loads((root / VAL_JSON).read_text())
+    shown = [item for item in content["annotations"] if item["image_id"] != 1_000_003]
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "browse", str(root), "--split", "val2017"]) == 0
+    assert capsys.readouterr().out == "browse-val2017.html\n"
+    page = Tags(tmp_path / "browse-val2017.html")
+    assert page.num["figure"] == 3
+    assert page.num["rect"] == page.num["path"] == len(shown)
+    text = "\n".join(page.texts)
+    assert "missing, or no image" in text
+    assert "has no polygon of three or more corners, and no run lengths" in text
+    assert "unknown category 77" in text
+
+
+def test_browse_one_class_and_other_images_with_another_seed(root: Path, tmp_path: Path) -> None:
+    content = json.loads((root / TRAIN_JSON).read_text())
+    stars = {item["image_id"] for item in content["annotations"] if item["category_id"] == 4}
+    captions = []
+    for seed in ("0", "0", "1"):
+        arguments = ["--class", "star", "--num", str(len(stars)), "--seed", seed]
+        out = tmp_path / f"page-{seed}.html"
+        assert main(["data", "browse", str(root), *arguments, "--out", str(out)]) == 0
+        texts = Tags(out).texts
+        captions.append([text for text in texts if ".jpg, 64×64: " in text])
+    assert captions[0] == captions[1] != captions[2]
+    assert sorted(captions[0]) == sorted(captions[2])
+    assert {int(caption.split(".")[0]) for caption in captions[0]} == stars
+
+
+def test_large_images_are_shown_smaller(root: Path, tmp_path: Path) -> None:
+    path = root / "val2017" / "000001000001.jpg"
+    Image.new("RGB", (4000, 3000), "red").save(path, quality=95)
+    out = tmp_path / "page.html"
+    assert main(["data", "browse", str(root), "--split", "val2017", "--out", str(out)]) == 0
+    assert 'viewBox="0 0 4000 3000"' in out.read_text()
+    assert out.stat().st_size < 60_000

@@ -1,0 +1,323 @@
+"""What is wrong with a data set is found, named, and counted."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from mmcv import ConfigDict
+from PIL import ExifTags, Image
+
+from dfvt.data.coco import describe_dataset, read_annotations
+from dfvt.data.validation import DatasetReport, check_split, judge_split, validate_dataset
+from dfvt.engine.datasets import build_coco_dataset
+from tests.unit.test_coco import TRAIN_JSON, VAL_JSON, describe, edit, pristine, root
+
+__all__ = ["pristine", "root"]  # fixtures
+COCO128 = Path(os.environ.get("DFVT_COCO128", Path(__file__).resolve().parents[3] / "shared" / "coco128"))
+
+
+def test_a_sound_data_set_has_no_problems(root: Path) -> None:
+    report = validate_dataset(describe(root))
+    assert report.problems == ()
+    assert report.splits["train"].num_images == 8
+    assert report.splits["train"].num_crowd == 1
+    assert report.splits["train"].num_annotations == sum(report.splits["train"].num_objects.values()) + 1
+    assert DatasetReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_report_does_not_depend_on_where_the_data_lies(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_annotation(bbox=[5, 5, 0, 5])(root)
+    monkeypatch.chdir(tmp_path)
+    report = validate_dataset(describe(Path("set")))
+    assert report.warnings
+    assert str(tmp_path) not in report.model_dump_json()
+
+
+def train_annotation(**change: object) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        edit(root / TRAIN_JSON, lambda content: content["annotations"][0].update(change))
+
+    return apply
+
+
+def remove_image(root: Path) -> None:
+    (root / "train2017" / "000000000002.jpg").unlink()
+
+
+def other_size(root: Path) -> None:
+    edit(root / TRAIN_JSON, lambda content: content["images"][0].update(height=65))
+
+
+def empty_image(root: Path) -> None:
+    (root / "train2017" / "000000000002.jpg").write_bytes(b"")
+
+
+def truncate_image(root: Path) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def repeat_image_id(root: Path) -> None:
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(id=1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "field", "example", "sentence"),
+    [
+        (remove_image, "missing_images", "000000000002.jpg", "missing images"),
+        (truncate_image, "unreadable_images", "000000000002.jpg", "images that cannot be decoded"),
+        (empty_image, "unreadable_images", "000000000002.jpg", "images that cannot be decoded"),
+        (other_size, "size_mismatches", "000000000001.jpg", "images of another size than stated"),
+        (train_annotation(segmentation=[]), "missing_outlines", "100", "without an outline"),
+        (train_annotation(segmentation=[[1, 1, 9, 9]]), "missing_outlines", "100", "without an outline"),
+        (train_annotation(segmentation=[["a", "b"]]), "missing_outlines", "100", "without an outline"),
+        (train_annotation(segmentation={"size": [64, 64]}), "missing_outlines", "100", "without an outline"),
+        (
+            train_annotation(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
+            "outlines_far_outside",
+            "100",
+            "an outline far outside of the image",
+        ),
+        (
+            train_annotation(segmentation={"size": [64, 64], "counts": [0, 4095]}),
+            "wrong_run_lengths",
+            "100",
+            "run lengths that do not fill their image",
+        ),
+        (train_annotation(iscrowd=2), "wrong_crowd_flags", "100", "iscrowd is neither 0 nor 1"),
+        (train_annotation(category_id=99), "unknown_category_ids", "100", "category id that is not listed"),
+        (train_annotation(image_id=99), "unknown_image_ids", "100", "image id that is not listed"),
+        (train_annotation(id=200), "duplicate_ids", "annotation 200", "ids that are used more than once"),
+        (repeat_image_id, "duplicate_ids", "image 1", "ids that are used more than once"),
+    ],
+)
+def test_what_stops_a_training_is_a_problem(
+    root: Path, damage: Callable[[Path], object], field: str, example: str, sentence: str
+) -> None:
+    manifest = describe(root)
+    damage(root)
+    report = validate_dataset(manifest)
+    assert getattr(report.splits["train"], field).count == 1
+    assert getattr(report.splits["train"], field).examples == (example,)
+    assert getattr(report.splits["val"], field).count == 0
+    problem = next(problem for problem in report.problems if sentence in problem)
+    assert problem.startswith(f"{root / TRAIN_JSON}: ")
+    assert f"(1, the first is {example}): " in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("damage", "field", "example", "sentence"),
+    [
+        (
+            train_annotation(bbox=[50, 50, 20, 5]),
+            "boxes_outside_image",
+            "100",
+            "a box that reaches out of the image",
+        ),
+        (
+            train_annotation(bbox=[5, 5, 0, 5]),
+            "empty_boxes",
+            "100",
+            "a box narrower or lower than a pixel",
+        ),
+        (
+            train_annotation(segmentation=[[8, 8, 24, 8, 24, 24, 8, 24], [1, 1, 2, 2]]),
+            "short_polygons",
+            "100",
+            "a polygon of fewer than three corners beside others",
+        ),
+        (train_annotation(area=1e4, iscrowd=0), "area_mismatches", "100", "is not that of their mask"),
+    ],
+)
+def test_what_does_not_stop_a_training_is_a_warning(
+    root: Path, damage: Callable[[Path], object], field: str, example: str, sentence: str
+) -> None:
+    damage(root)
+    report = validate_dataset(describe(root))
+    assert getattr(report.splits["train"], field).examples == (example,)
+    assert report.problems == ()
+    assert any(sentence in warning and str(root / TRAIN_JSON) in warning for warning in report.warnings)
+
+
+def test_boxes_off_by_rounding_are_accepted(root: Path) -> None:
+    train_annotation(bbox=[0, 0, 64.4, 64.01])(root)
+    assert validate_dataset(describe(root)).splits["train"].boxes_outside_image.count == 0
+
+
+def test_a_split_without_objects_is_a_problem(root: Path) -> None:
+    edit(root / VAL_JSON, lambda content: content["annotations"].clear())
+    report = validate_dataset(describe(root))
+    assert report.problems == (f"{root / VAL_JSON}: no object is annotated: annotate some.",)
+    assert report.splits["val"].num_images_without_objects == 3
+
+
+def test_images_in_both_splits_are_found_by_content(root: Path) -> None:
+    shutil.copy(root / "train2017" / "000000000003.jpg", root / "val2017" / "000001000001.jpg")
+    report = validate_dataset(describe(root))
+    assert report.shared_images.examples == ("000001000001.jpg",)
+    assert any(
+        "images with the content of one of another split (1, " in warning for warning in report.warnings
+    )
+
+
+def test_images_that_only_end_alike_are_not_shared(root: Path) -> None:
+    content = bytearray((root / "train2017" / "000000000003.jpg").read_bytes())
+    content[len(content) - 600] ^= 1
+    (root / "val2017" / "000001000001.jpg").write_bytes(content)
+    assert validate_dataset(describe(root)).shared_images.count == 0
+
+
+def test_an_image_that_is_stored_lying_has_the_size_that_loaders_see(root: Path) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (80, 48)).save(path, exif=exif)
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=48, height=80))
+    assert validate_dataset(describe(root)).splits["train"].size_mismatches.count == 0
+    assert mmcv.imread(path).shape[:2] == (80, 48)
+
+
+def test_headers_alone_do_not_show_that_an_image_is_cut(root: Path) -> None:
+    truncate_image(root)
+    manifest = describe(root)
+    assert validate_dataset(manifest, decode_images=False).splits["train"].unreadable_images.count == 0
+    assert validate_dataset(manifest).splits["train"].unreadable_images.count == 1
+
+
+def test_sizes_and_crowds_are_counted(root: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for area, item in zip([0.5, 100, 1024, 9215.9, 9216], content["annotations"], strict=False):
+            item.update(area=area, iscrowd=0, image_id=3)
+        del content["annotations"][5:]
+        content["annotations"].append({**content["annotations"][0], "id": 7, "iscrowd": 1, "image_id": 4})
+
+    edit(root / TRAIN_JSON, change)
+    report = validate_dataset(describe(root)).splits["train"]
+    sizes = report.object_sizes
+    assert (sizes.small, sizes.medium, sizes.large) == (2, 2, 1)
+    assert sizes.num_by_side == {0: 1, 8: 1, 32: 1, 64: 2}
+    assert report.num_images_by_objects == {0: 7, 5: 1}
+    assert report.num_images_without_objects == 6  # a crowd is something
+    assert report.num_crowd == 1
+
+
+def test_parts_of_coco_are_told_from_the_whole(root: Path) -> None:
+    for path in (TRAIN_JSON, VAL_JSON):
+        names = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+        edit(root / path, lambda content, names=names: content.update(categories=names))
+    warnings = validate_dataset(describe(root)).warnings
+    assert any("8 images and" in one and "has 118,287 and 860,001" in one for one in warnings)
+    assert any("3 images and" in one and "has 5,000 and 36,781" in one for one in warnings)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from([0, -1, 1, 1e308, -1e308, 1e-308, 65_536, 2**31, "", "\0", "..", "1" * 40])
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something may be changed."""
+    entries = (
+        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    )
+    return [place] + [below for key, inner in entries for below in places(inner, (*place, key))]
+
+
+def alike(value: Any) -> st.SearchStrategy[Any]:
+    """Values that may well be taken for this one."""
+    if isinstance(value, int):
+        return st.integers(value - 3, value + 3) | st.integers(-1, 200)
+    if isinstance(value, float):
+        return st.floats(value - 3, value + 3) | st.floats(-100, 200) | st.integers(-1, 200)
+    if isinstance(value, list):
+        return (
+            st.permutations(value) | st.lists(st.sampled_from(value), max_size=9) if value else st.just([0])
+        )
+    return json_values
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_is_called_good_can_be_trained_on(pristine: Path, data: st.DataObject) -> None:
+    """Any value of an annotation file is replaced by any other, or is removed."""
+    content = json.loads((pristine / VAL_JSON).read_text())
+    for _ in range(data.draw(st.integers(1, 3), "changes")):
+        place = data.draw(st.sampled_from(places(content)[1:]), "place")
+        holder = content
+        for key in place[:-1]:
+            holder = holder[key]
+        change = data.draw(st.sampled_from(["other", "alike", "alike", "alike", "remove"]), "change")
+        if change == "remove":
+            del holder[place[-1]]
+        else:
+            values = alike(holder[place[-1]]) if change == "alike" else json_values
+            holder[place[-1]] = data.draw(values, "value")
+    path = pristine / "annotations/changed.json"
+    path.write_text(json.dumps(content))
+    try:
+        read = read_annotations(path)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    if judge_split(path, check_split(read, pristine / "val2017")).problems:
+        return
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+    ]
+    names = [item.name for item in sorted(read.categories, key=lambda item: item.id)]
+    cfg = {
+        "type": "CocoDataset",
+        "ann_file": str(path),
+        "img_prefix": str(pristine / "val2017"),
+        "classes": names,
+        "pipeline": pipeline,
+    }
+    dataset = build_coco_dataset(ConfigDict(cfg), test_mode=False)
+    event("trained on")
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample["img"].shape[:2] == (sample["gt_masks"].height, sample["gt_masks"].width)
+
+
+@pytest.mark.skipif(not COCO128.is_dir(), reason=f"{COCO128} is absent (DFVT_COCO128 names another place)")
+def test_real_coco_images_validate() -> None:
+    manifest = describe_dataset(
+        "custom",
+        COCO128,
+        train_annotations=TRAIN_JSON,
+        train_images="train2017",
+        val_annotations=TRAIN_JSON,
+        val_images="train2017",
+        generated=False,
+    )
+    report = validate_dataset(manifest)
+    assert len(manifest.classes) == 80
+    assert manifest.classes[:2] == ("person", "bicycle")
+    assert report.problems == ()
+    assert report.splits["train"].num_images == 128
+    assert report.splits["train"].num_annotations == 939
+    assert report.splits["train"].num_crowd == 10
+    assert report.splits["train"].num_images_without_objects == 2
+    assert report.splits["train"].area_mismatches.count == 0
+    assert report.shared_images.count == 128
+    assert any(
+        "images with the content of one of another split (128, " in warning for warning in report.warnings
+    )
