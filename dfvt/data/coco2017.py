@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from dfvt.data.download import Download, Patience, fetch_all, partial_of, size_of
-from dfvt.data.extract import extract
+from dfvt.data.extract import aside_of, extract
 from dfvt.data.progress import Bars
 
 PARTS = ("train2017/", "val2017/", "annotations/instances_")  # the archives hold captions and keypoints too
@@ -121,7 +121,12 @@ def require_space(
         archive.size - max(size_of(downloads / archive.name), size_of(partial_of(downloads / archive.name)))
         for archive in missing
     )
-    unpacked = sum(path.stat().st_size for part in FOLDERS for path in (root / part).glob("*"))
+    places = [
+        place / part
+        for place in (root, *(aside_of(Path(one.name), root) for one in archives))
+        for part in FOLDERS
+    ]
+    unpacked = sum(path.stat().st_size for place in places for path in place.glob("*"))
     to_unpack = max(int(sum(archive.size for archive in archives) * UNPACKED_RATIO) - unpacked, 0)
     needs = {downloads: to_come, root: to_unpack}
     if downloads.stat().st_dev == root.stat().st_dev:

@@ -36,8 +36,9 @@ def extract(
 ) -> list[Path]:
     """Unpacks the files of a zip archive whose names are `wanted`; returns where they are, below `folder`.
 
-    A file that is there with the archive's size and CRC-32 is left as it is, so that an extraction that was
-    interrupted goes on. Each file appears under its name when it is complete and its CRC-32 is right.
+    Files are written into a folder of their own, and have their names when all of them are complete and
+    their CRC-32 are right. One that is there with the archive's size and CRC-32, in either place, is left as
+    it is, so that an extraction that was interrupted goes on.
 
     Raises:
         RuntimeError: the disk is full.
@@ -45,10 +46,9 @@ def extract(
             the folder, links, the same name twice, encrypted files, far more bytes than it has itself.
     """
     entries = [entry for entry in list_entries(archive) if wanted(entry.filename)]
-    targets = [folder / entry.filename for entry in entries]
-    for parent in {target.parent for target in targets}:
-        parent.mkdir(parents=True, exist_ok=True)
     names = [entry.filename for entry in entries]
+    aside = aside_of(archive, folder)
+    prepare(aside, names)
     num_processes = num_processes or len(os.sched_getaffinity(0))
     tasks = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
     done = 0
@@ -57,22 +57,50 @@ def extract(
         for task in tasks:
             done += unpacker.unpack(task)
             on_progress(done, len(names))
-        return targets
-    with ProcessPoolExecutor(
-        num_processes,
-        mp_context=multiprocessing.get_context("fork"),
-        initializer=begin_process,
-        initargs=(archive, folder),
-    ) as executor:
-        futures = [executor.submit(unpack_in_process, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                on_progress(done, len(names))
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
-    return targets
+    else:
+        with ProcessPoolExecutor(
+            num_processes,
+            mp_context=multiprocessing.get_context("fork"),
+            initializer=begin_process,
+            initargs=(archive, folder),
+        ) as executor:
+            futures = [executor.submit(unpack_in_process, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    done += future.result()
+                    on_progress(done, len(names))
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+    move_into(aside, folder)
+    return [folder / name for name in names]
+
+
+def aside_of(archive: Path, folder: Path) -> Path:
+    """Where the files of an archive are written: a file that is moved from there alone would take as long
+    as one that is written.
+    """
+    return folder / f".{archive.name}.partial"
+
+
+def prepare(aside: Path, names: Sequence[str]) -> None:
+    """Makes the folders of `names`, and removes what another archive of that name may have left."""
+    kept = {aside / name for name in names}
+    for path in [path for path in aside.rglob("*") if path.is_file() and path not in kept]:
+        path.unlink()
+    for parent in {path.parent for path in kept} | {aside}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+
+def move_into(source: Path, folder: Path) -> None:
+    """Moves what `source` holds into `folder`, whole folders at once where there is none of that name."""
+    for path in source.iterdir():
+        target = folder / path.name
+        if path.is_dir() and target.is_dir():
+            move_into(path, target)
+        else:
+            path.replace(target)
+    source.rmdir()
 
 
 def list_entries(archive: Path) -> list[ZipInfo]:
@@ -122,7 +150,7 @@ class Unpacker:
     of_process: ClassVar[Unpacker]
 
     def __init__(self, archive: Path, folder: Path) -> None:
-        self.archive, self.folder = archive, folder
+        self.archive, self.folder, self.aside = archive, folder, aside_of(archive, folder)
         self.opened = ZipFile(archive)
 
     def unpack(self, names: Sequence[str]) -> int:
@@ -132,8 +160,8 @@ class Unpacker:
             ValueError: one is damaged.
         """
         for name in names:
-            entry, target = self.opened.getinfo(name), self.folder / name
-            if not is_unpacked(entry, target):
+            entry, target = self.opened.getinfo(name), self.aside / name
+            if not is_unpacked(entry, self.folder / name) and not is_unpacked(entry, target):
                 try:
                     unpack_one(self.opened, entry, target)
                 except BadZipFile as error:
@@ -187,14 +215,12 @@ def read_entry(opened: ZipFile, entry: ZipInfo) -> Iterator[bytes]:
 
 
 def unpack_one(opened: ZipFile, entry: ZipInfo, target: Path) -> None:
-    """Writes one file aside and gives it its name; zipfile compares its CRC-32 and size."""
-    aside = target.with_name(f".{target.name}.partial")
+    """Writes one file; zipfile compares its CRC-32 and size."""
     try:
-        with aside.open("wb") as file:
+        with target.open("wb") as file:
             num_bytes = sum(file.write(chunk) for chunk in read_entry(opened, entry))
         if num_bytes != entry.file_size:
             raise BadZipFile(f"{num_bytes} bytes instead of {entry.file_size}")
-        aside.replace(target)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         raise

@@ -99,7 +99,7 @@ def test_there_must_be_room_for_archives_and_images_together(
     with pytest.raises(ValueError, match=r"COCO 2017 needs 39\.\d GiB in .* but 30\.0 GiB are free"):
         require_space(ARCHIVES, ARCHIVES, tmp_path, tmp_path)
     require_space(ARCHIVES[1:], ARCHIVES[1:], tmp_path, tmp_path)
-    (tmp_path / "train2017").mkdir()
-    with (tmp_path / "train2017/000000000009.jpg").open("wb") as file:
+    (tmp_path / ".train2017.zip.partial/train2017").mkdir(parents=True)
+    with (tmp_path / ".train2017.zip.partial/train2017/000000000009.jpg").open("wb") as file:
         file.truncate(12 * 2**30)  # of an extraction that was interrupted
     require_space(ARCHIVES, ARCHIVES, tmp_path, tmp_path)

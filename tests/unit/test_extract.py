@@ -61,6 +61,28 @@ def test_what_is_there_and_right_is_not_written_again(tmp_path: Path) -> None:
     assert changed == {names[600], names[701]}
 
 
+def test_interrupted_it_goes_on_and_nothing_has_its_name_before_all_is_right(tmp_path: Path) -> None:
+    archive, out = archive_of(tmp_path / "train2017.zip"), tmp_path / "out"
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(archive, out, num_processes=1, on_progress=interrupt)
+    assert [path.name for path in out.iterdir()] == [".train2017.zip.partial"]
+    aside = out / ".train2017.zip.partial"
+    written = sorted(path for path in aside.rglob("*") if path.is_file())
+    assert 0 < len(written) < len(FILES)
+    written[0].write_bytes(b"x")  # as a kill leaves it
+    (aside / "train2017/of another archive").write_bytes(b"x")
+    before = {path.name: path.stat().st_ino for path in written}
+    extract(archive, out)
+    assert content_of(out) == FILES
+    assert {path.name for path in out.iterdir()} == {name.split("/")[0] for name in FILES}
+    after = {path.name: path.stat().st_ino for path in out.rglob("*") if path.name in before}
+    assert after == before, "what was there is not written again"
+
+
 def test_only_what_is_wanted_is_unpacked(tmp_path: Path) -> None:
     files = {"annotations/instances_val2017.json": b"{}", "annotations/captions_val2017.json": b"[]"}
     archive = archive_of(tmp_path / "annotations.zip", files)
