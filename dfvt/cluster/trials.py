@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,7 +135,12 @@ def run_trial(
     reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
         curves = MlflowCurves(recorder, settings_of(reports.record) if sweep.segment else {})
-        run_training(job, [curves, reports], stop)
+        with ThreadPoolExecutor(1) as beside:  # the workers take seconds to start meanwhile
+            size = beside.submit(size_of, folder / CONFIG)
+            run_training(job, [curves, reports], stop)
+        with suppress(ConnectionError):  # the training is worth more
+            recorder.log_metrics(size.result())
+            recorder.log_artifact(folder / CONFIG)
         if (folder / FINAL_FILE).is_file():
             reports.record = replace(reports.record, status="finished")
             reports.record.save(folder)
@@ -142,6 +149,17 @@ def run_trial(
         elif job.until_epoch and not stop.is_set() and reports.record.epoch < job.until_epoch:
             raise RuntimeError(f"the training's records after epoch {reports.record.epoch} were lost")
     return {**reports.result(), DONE: reports.record.status == "finished" or not sweep.segment}
+
+
+def size_of(config: Path) -> dict[str, float]:
+    """A detector's parameters and FLOPs as its run shows them."""
+    from dfvt.engine.config import input_shape_of, load_config
+    from dfvt.engine.infer import build_bare_detector
+    from dfvt.models.complexity import measure_complexity
+
+    cfg = load_config(config)
+    size = measure_complexity(build_bare_detector(cfg), input_shape_of(cfg))
+    return {"num_params": size.num_params, "flops": size.flops}
 
 
 def settings_of(record: TrialRecord) -> dict[str, float]:

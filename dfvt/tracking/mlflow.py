@@ -160,8 +160,9 @@ class RunRecorder:
             self._client.log_batch(self.run_id, tags=entities, synchronous=True)
 
     def log_artifact(self, file: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file with the run, in `folder` of its artifacts."""
-        self._client.log_artifact(self.run_id, str(file), folder)
+        """Keep a copy of a file with the run, in `folder` of its artifacts. Raises as `log_curve` does."""
+        with self._connected():
+            self._client.log_artifact(self.run_id, str(file), folder)
 
     def log_artifacts(self, files: Path, folder: str | None = None) -> None:
         """Keep a copy of all files in the folder `files` with the run, in `folder` of its artifacts."""

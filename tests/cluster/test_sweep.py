@@ -57,6 +57,8 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
         if record["status"] == "finished":
             assert record["epoch"] == record["num_epochs"]
             assert run.data.metrics["val/bbox_mAP"] == record["metrics"]["bbox_mAP"]
+            assert run.data.metrics["num_params"] > 1e6 and run.data.metrics["flops"] > 1e8
+            assert Path(run.info.artifact_uri.removeprefix("file://"), "config.py").is_file()
 
 
 @pytest.mark.parametrize(
