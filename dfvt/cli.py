@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dfvt import __version__
 from dfvt.cli_cluster import add_cluster_commands
 from dfvt.cli_data import add_data_commands
+from dfvt.cli_predict import add_predict_arguments
 from dfvt.engine.console import quiet_libraries
 
 if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
@@ -53,6 +54,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_test(commands)
+    _add_predict(commands)
     add_cluster_commands(commands)
     _add_profile(commands)
     add_data_commands(commands)
@@ -104,6 +106,11 @@ def _add_test(commands: Commands) -> None:
         help="write the numbers here, COCO's result records to FILE.bbox.json and FILE.segm.json",
     )
     test.set_defaults(run=_test)
+
+
+def _add_predict(commands: Commands) -> None:
+    predict = _config_command(commands, "predict", "Find the objects on images.", "as --out DIR")
+    add_predict_arguments(predict)
 
 
 def _add_profile(commands: Commands) -> None:

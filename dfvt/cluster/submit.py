@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
@@ -16,6 +17,7 @@ from dfvt.tracking.lineage import git_lineage
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 HANDED_ON = ("MLFLOW_TRACKING_URI",)
+READY_SECONDS = 60.0
 
 
 def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
@@ -47,8 +49,8 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
     variables = {HOME: str(home), LINEAGE: json.dumps(git_lineage(project))}
     variables |= {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     try:
-        client = JobSubmissionClient()
-        return client.submit_job(
+        return submit_when_ready(
+            JobSubmissionClient(),
             entrypoint=f"python -m pipelines.sweep {shlex.quote(str(inside))}",
             submission_id=f"dfvt-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             runtime_env={"working_dir": str(project), "env_vars": variables},
@@ -56,6 +58,22 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
         )
     except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(f"the job server takes no sweep: {first_sentence(error)}") from error
+
+
+def submit_when_ready(client: JobSubmissionClient, **job: Any) -> str:
+    """Submits a job; a cluster that has just started says for a while that it has no agent for it.
+
+    Raises:
+        RuntimeError: it still says so after `READY_SECONDS`, or refuses for another reason.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def first_sentence(error: Exception) -> str:

@@ -115,16 +115,19 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     backbone.load_state_dict({k: v for k, v in weights.items() if k in expected}, strict=False)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fills a whole detector, entry by entry.
+def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Fills a whole detector, entry by entry; returns what else the file says (`CLASSES`, …).
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is no checkpoint or does not fit; nothing is filled.
     """
-    weights, expected = state_dict_of(read_checkpoint(path)), model.state_dict()
+    content = read_checkpoint(path)
+    weights, expected = state_dict_of(content), model.state_dict()
     require_fit(expected, weights, path)
     model.load_state_dict(weights, strict=True)
+    meta = content.get("meta")
+    return meta if isinstance(meta, dict) else {}
 
 
 def load_fitting_weights(model: nn.Module, path: str | Path) -> str:

@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -58,7 +59,7 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
             assert record["epoch"] == record["num_epochs"]
             assert run.data.metrics["val/bbox_mAP"] == record["metrics"]["bbox_mAP"]
             assert run.data.metrics["num_params"] > 1e6 and run.data.metrics["flops"] > 1e8
-            assert Path(run.info.artifact_uri.removeprefix("file://"), "config.py").is_file()
+            assert Path(unquote(urlsplit(run.info.artifact_uri).path), "config.py").is_file()
 
 
 @pytest.mark.parametrize(

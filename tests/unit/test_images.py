@@ -1,0 +1,133 @@
+"""Images of any kind become what trainings see, and what is no image is one sentence."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from dfvt.data.images import find_images, read_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is large: zeros pack well."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_a_file_its_content_and_its_pixels_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(Image.fromarray(RGB)))
+    for source in (path, path.read_bytes(), RGB):
+        assert np.array_equal(read_image(source), RGB[..., ::-1])
+
+
+@pytest.mark.parametrize("quality", [50, 95])
+def test_a_jpeg_is_what_mmcv_makes_of_it(tmp_path: Path, quality: int) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(Image.fromarray(RGB), "jpeg", quality=quality))
+    assert np.array_equal(read_image(path), mmcv.imread(str(path)))
+
+
+def test_grey_alpha_palettes_and_sixteen_bit() -> None:
+    grey = RGB[..., 0]
+    assert np.array_equal(read_image(encoded(Image.fromarray(grey))), np.stack([grey] * 3, axis=2))
+    assert np.array_equal(read_image(grey), np.stack([grey] * 3, axis=2))
+    alpha = np.concatenate([RGB, RGB[..., :1]], axis=2)
+    assert np.array_equal(read_image(encoded(Image.fromarray(alpha))), RGB[..., ::-1])
+    assert np.array_equal(read_image(alpha), RGB[..., ::-1])
+    deep = grey.astype(np.uint16) * 257
+    assert np.array_equal(read_image(encoded(Image.fromarray(deep))), np.stack([grey] * 3, axis=2))
+    assert np.array_equal(read_image(deep), np.stack([grey] * 3, axis=2))
+    palette = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(palette.convert("RGB"))[..., ::-1]
+    assert np.array_equal(read_image(encoded(palette)), expected)
+    bits = Image.fromarray(grey > 127)
+    assert set(np.unique(read_image(encoded(bits)))) == {0, 255}
+
+
+def test_a_rotated_image_is_upright() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert read_image(encoded(Image.fromarray(RGB), "jpeg", exif=exif)).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (b"", "it is empty"),
+        (b"GIF89a", "it is"),
+        (b"<html>not an image</html>", "it is no image that can be read"),
+        (encoded(Image.fromarray(RGB), "jpeg")[:500], "it is damaged"),
+        (encoded(Image.fromarray(RGB))[:-700], "it is damaged"),
+        (png_of_size(20_000, 20_000), "it has more than 100,000,000 pixels"),
+        (png_of_size(12_000, 12_000), "it has 12000×12000 pixels, more than 100,000,000"),
+        (png_of_size(9_000, 9_000), "it is damaged"),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"an array of the shape \(2, 3, 4, 5\) is no image"),
+        (np.zeros((0, 3, 3), np.uint8), "is no image"),
+        (np.zeros((4, 4, 3), np.float32), "an array of float32 is no image: use uint8"),
+        (np.broadcast_to(np.uint8(0), (20_000, 20_000, 3)), "it has 20000×20000 pixels"),
+    ],
+)
+def test_what_is_no_image_is_one_sentence(source: bytes | np.ndarray, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as error:
+        read_image(source)
+    assert "\n" not in str(error.value)
+
+
+@given(content=st.binary(max_size=60), kind=st.sampled_from(["png", "jpeg", "bmp", "tiff", "gif", "webp"]))
+def test_nothing_makes_it_fail_otherwise(content: bytes, kind: str) -> None:
+    good = encoded(Image.fromarray(RGB[:9, :9]), kind)
+    for damaged in (content, good[: len(content)] + content, content + good, good[:40] + content + good[45:]):
+        try:
+            assert read_image(damaged).dtype == np.uint8
+        except ValueError as error:
+            assert str(error).startswith("it ")
+
+
+def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/2.jpg", "a/1.PNG", "a/b/3.jpeg", "a/notes.txt", "c d/4.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(*patterns: str) -> list[str]:
+        return [path.as_posix() for path in find_images(list(patterns))]
+
+    assert names("a") == ["a/1.PNG", "a/2.jpg", "a/b/3.jpeg"]
+    assert names("a/*.jp*", "a/2.jpg", "c d") == ["a/2.jpg", "c d/4.webp"]
+    assert names("**/*.jpeg") == ["a/b/3.jpeg"]
+    assert names("a/notes.txt") == ["a/notes.txt"], "it was named"
+    assert names(f"{tmp_path}/a/?.jpg") == [f"{tmp_path}/a/2.jpg"]
+    (tmp_path / "empty").mkdir()
+    for pattern in ("nowhere.jpg", "*.gif", "empty"):
+        with pytest.raises(FileNotFoundError, match=pattern.replace("*", r"\*")):
+            find_images([pattern])
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it cannot be read"):
+        read_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_image(tmp_path / "absent")

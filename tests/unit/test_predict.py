@@ -1,0 +1,204 @@
+"""`dfvt predict` finds what `dfvt test` finds, and says which files are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv import Config
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dfvt.cli import main
+from dfvt.data.images import read_image
+from dfvt.data.manifest import DatasetManifest
+from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.evaluate import predict as predict_dataset
+from dfvt.engine.infer import build_bare_detector, load_detector
+from dfvt.engine.predict import Predictor, predict_files
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(config: Config, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": build_bare_detector(config).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def config_file(config: Config, tmp_path: Path) -> str:
+    (tmp_path / "config.py").write_text(config.pretty_text)
+    return str(tmp_path / "config.py")
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_it_finds_what_an_evaluation_finds(
+    config: Config, checkpoint: Path, shapes: DatasetManifest, batch_size: int
+) -> None:
+    model, dataset = load_detector(config, checkpoint, CPU)
+    expected = predict_dataset(model, dataset, CPU)
+    paths = [shapes.val_images_path / info["filename"] for info in dataset.data_infos]
+    predictor = Predictor(config, checkpoint, CPU)
+    assert predictor.classes == ("disk", "box", "triangle", "star")
+    found = dict(predict_files(predictor, paths, batch_size=batch_size))
+    assert list(found) == paths
+    for path, (boxes, masks) in zip(paths, expected, strict=True):
+        prediction = found[path]
+        assert not isinstance(prediction, str)
+        assert (prediction.height, prediction.width) == (64, 80)
+        assert list(prediction.scores) == sorted(prediction.scores, reverse=True)
+        for label in range(4):
+            of_class = prediction.labels == label
+            order = np.argsort(-boxes[label][:, 4], kind="stable")
+            # in a batch sums are added in another order
+            tolerance = {"rtol": 0, "atol": 0} if batch_size == 1 else {"rtol": 1e-4, "atol": 1e-3}
+            np.testing.assert_allclose(prediction.boxes[of_class], boxes[label][order, :4], **tolerance)
+            np.testing.assert_allclose(prediction.scores[of_class], boxes[label][order, 4], **tolerance)
+            if batch_size == 1:
+                assert prediction.masks is not None
+                ours = [mask["counts"] for mask, of in zip(prediction.masks, of_class, strict=True) if of]
+                assert ours == [masks[label][index]["counts"].decode() for index in order]
+
+
+def test_images_of_different_sizes_in_one_batch(config: Config, checkpoint: Path) -> None:
+    predictor = Predictor(config, checkpoint, CPU)
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 80), (80, 64), (64, 80), (33, 200))
+    ]
+    together = predictor(images)
+    for image, one in zip(images, together, strict=True):
+        (alone,) = predictor([image])
+        assert (one.height, one.width) == image.shape[:2]
+        np.testing.assert_allclose(one.scores, alone.scores, rtol=1e-4)
+
+
+def test_a_picture_of_each_image_and_a_data_set_of_all(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(shapes.val_images_path.parent)
+    out = tmp_path / "found"
+    arguments = ["predict", config_file, str(checkpoint), "val2017", "--out", str(out), "--score", "0.0"]
+    assert main([*arguments, "--gpus", "0"]) == 0
+    assert "on 6 images" in capsys.readouterr().out
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == sorted(path.name for path in Path("val2017").iterdir())
+    assert Image.open(out / "pictures" / pictures[0]).size == (80, 64)
+    found = COCO(str(out / "predictions.json"))
+    assert [image["file_name"] for image in found.imgs.values()] == sorted(f"val2017/{n}" for n in pictures)
+    assert len(found.anns) == 60
+    for item in found.anns.values():
+        assert 0 <= item["score"] <= 1
+        assert found.annToMask(item).shape == (64, 80)
+    page = tmp_path / "page.html"
+    look = ["data", "browse", ".", "--annotations", str(out / "predictions.json"), "--images", "."]
+    assert main([*look, "--out", str(page)]) == 0
+    assert page.read_text().count("<rect") == 60
+
+
+def test_the_least_score_and_no_pictures(
+    config_file: str, checkpoint: Path, shapes: DatasetManifest, tmp_path: Path
+) -> None:
+    out = tmp_path / "found"
+    image = next(shapes.val_images_path.iterdir())
+    arguments = ["predict", config_file, str(checkpoint), str(image), "--work-dir", str(out), "--score", "1"]
+    assert main([*arguments, "--no-pictures", "--gpus", "0"]) == 0
+    content = json.loads((out / "predictions.json").read_text())
+    assert content["annotations"] == [] and len(content["images"]) == 1
+    assert [path.name for path in out.iterdir()] == ["predictions.json"]
+
+
+def test_files_that_are_no_images_are_named_and_left_out(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("no image")
+    good = next(shapes.val_images_path.iterdir())
+    (folder / "good.jpg").write_bytes(good.read_bytes())
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:-200])
+    Image.fromarray(read_image(good)[..., 0]).save(folder / "grey.png")
+    out = tmp_path / "found"
+    assert main(["predict", config_file, str(checkpoint), str(folder), "--out", str(out), "--gpus", "0"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == "dfvt: 3 of 5 images could not be read"
+    assert sorted(line.split(": ")[1:] for line in err[:-1])[1:] == [
+        [str(folder / "empty.jpg"), "it is empty"],
+        [str(folder / "text.png"), "it is no image that can be read"],
+    ]
+    assert {path.name for path in (out / "pictures").iterdir()} == {"good.jpg", "grey.jpg"}
+
+
+def test_files_of_one_name_have_pictures_of_their_own(
+    config_file: str, checkpoint: Path, shapes: DatasetManifest, tmp_path: Path
+) -> None:
+    image = next(shapes.val_images_path.iterdir())
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.jpg").write_bytes(image.read_bytes())
+    images = [str(tmp_path / folder / "one.jpg") for folder in "ab"]
+    arguments = ["predict", config_file, str(checkpoint), *images, "--out", str(tmp_path / "found")]
+    assert main([*arguments, "--gpus", "0"]) == 0
+    names = {path.name for path in (tmp_path / "found/pictures").iterdir()}
+    assert names == {"one-0001.jpg", "one-0002.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["absent.jpg", "--out", "found"], "there is no file absent.jpg"),
+        (["image.jpg"], "--out DIR is missing"),
+        (["image.jpg", "--out", "found", "--batch", "0"], "--batch 0 is below 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    config_file: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("image.jpg").touch()
+    assert main(["predict", config_file, str(checkpoint), *arguments, "--gpus", "0"]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
+    assert not Path("found").exists()
+
+
+def test_classes_are_those_of_the_checkpoint_or_nobody_knows_them(config: Config, tmp_path: Path) -> None:
+    weights = build_bare_detector(config).state_dict()
+    path = tmp_path / "named.pth"
+    torch.save({"state_dict": weights, "meta": {"CLASSES": ("one", "two", "three", "four")}}, path)
+    assert Predictor(config, path, CPU).classes == ("one", "two", "three", "four")
+    torch.save({"state_dict": weights}, path)
+    del config.data.test["classes"]
+    with pytest.raises(ValueError, match="nobody names the 4 classes"):
+        Predictor(config, path, CPU)
+
+
+def test_the_data_set_is_not_needed(config: Config, checkpoint: Path, shapes: DatasetManifest) -> None:
+    image = next(shapes.val_images_path.iterdir())
+    config.data.test.ann_file = "absent.json"
+    with pytest.raises(FileNotFoundError):
+        build_coco_dataset(config.data.test, test_mode=True)
+    ((_, prediction),) = predict_files(Predictor(config, checkpoint, CPU), [image])
+    assert not isinstance(prediction, str) and len(prediction.scores) == 10
