@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfvt import __version__
 from dfvt.cli_cluster import add_cluster_commands
+from dfvt.cli_compare import add_compare_commands
 from dfvt.cli_data import add_data_commands
 from dfvt.cli_predict import add_predict_arguments
 from dfvt.engine.console import quiet_libraries
@@ -58,6 +59,7 @@ def _parser() -> ArgumentParser:
     add_cluster_commands(commands)
     _add_profile(commands)
     add_data_commands(commands)
+    add_compare_commands(commands)
     return parser
 
 

@@ -27,6 +27,7 @@ def main(settings: Settings, variant: str) -> None:
     from dfvt.engine.config import load_config
     from dfvt.engine.evaluate import evaluate_model
     from dfvt.engine.infer import choose_device, load_detector
+    from dfvt.engine.pace import Pace
     from dfvt.reports.gallery import draw_gallery
     from dfvt.tracking.mlflow import RunRecorder, tracking_uri
 
@@ -41,12 +42,13 @@ def main(settings: Settings, variant: str) -> None:
     with tqdm(
         total=len(dataset), desc=f"evaluate@{variant}", unit="img", disable=not sys.stderr.isatty()
     ) as bar:
+        pace = Pace(lambda done, _: bar.update(done - bar.n))
         evaluation = evaluate_model(
             model,
             dataset,
             device,
             num_workers=cfg.data.workers_per_gpu,
-            progress=lambda done, _: bar.update(done - bar.n),
+            progress=pace,
         )
     assert evaluation is not None, "one process evaluates"
 
@@ -68,6 +70,8 @@ def main(settings: Settings, variant: str) -> None:
 
     size = json.loads((METRICS / "profile.json").read_text())[variant]
     recorder.log_metrics({**evaluation.metrics, "num_params": size["num_params"], "flops": size["flops"]})
+    if pace.ms_per_image:
+        recorder.log_metrics({"ms_per_image": pace.ms_per_image})
     recorder.log_artifacts(EVALUATIONS / variant, "evaluation")
 
 

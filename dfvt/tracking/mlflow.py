@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SECONDS_TO_ANSWER = 5.0
 # What MLflow takes in one request and in one value.
@@ -35,15 +35,15 @@ def tracking_uri(project: Path) -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        file = uri.removeprefix(_SQLITE)
-        return f"{_SQLITE}{Path(file).absolute()}" if uri.startswith(_SQLITE) and file else uri
+        file = uri.removeprefix(SQLITE)
+        return f"{SQLITE}{Path(file).absolute()}" if uri.startswith(SQLITE) and file else uri
     database = project.absolute() / "mlflow.db"
     if unusable := {"%", "?"}.intersection(str(database)):
         raise ValueError(
             f"{project.absolute()}: an SQLite address cannot hold {' or '.join(sorted(unusable))}; "
             "rename the folder or set MLFLOW_TRACKING_URI."
         )
-    return f"{_SQLITE}{database}"
+    return f"{SQLITE}{database}"
 
 
 def require_reachable(uri: str) -> None:
@@ -95,7 +95,7 @@ class RunRecorder:
         artifact_location = None
         if not uri.startswith(("http", "databricks")):
             artifact_location = artifact_root.absolute().as_uri()
-        with _store(uri) as client:
+        with open_store(uri) as client:
             experiment_id = _experiment_id(client, experiment, artifact_location)
             run = client.create_run(experiment_id, run_name=run_name, tags=dict(tags))
             recorder = cls(client, uri, run.info.run_id)
@@ -112,7 +112,7 @@ class RunRecorder:
 
         Raises ValueError when the store cannot be used, has no such run, or the run is deleted.
         """
-        with _store(uri) as client:
+        with open_store(uri) as client:
             run = client.get_run(run_id)
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(
@@ -185,7 +185,7 @@ class RunRecorder:
 
 
 @contextmanager
-def _store(uri: str) -> Iterator[MlflowClient]:
+def open_store(uri: str) -> Iterator[MlflowClient]:
     """A client of the store; what MLflow refuses inside becomes a ValueError of one sentence."""
     require_reachable(uri)
     # Making the tables of a new database is announced on the terminal otherwise.
@@ -194,8 +194,8 @@ def _store(uri: str) -> Iterator[MlflowClient]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
-        if uri.startswith(_SQLITE):
-            _create_database(Path(uri.partition("?")[0].removeprefix(_SQLITE)))
+        if uri.startswith(SQLITE):
+            _create_database(Path(uri.partition("?")[0].removeprefix(SQLITE)))
         yield MlflowClient(tracking_uri=uri)
     except MlflowException as error:
         reason = str(error).partition("\n")[0].rstrip(".")
@@ -211,7 +211,7 @@ def _create_database(database: Path) -> None:
         return
     with TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
         aside = Path(folder) / database.name
-        MlflowClient(tracking_uri=f"{_SQLITE}{aside}")
+        MlflowClient(tracking_uri=f"{SQLITE}{aside}")
         with suppress(FileExistsError):  # another process was faster: its database counts
             database.hardlink_to(aside)
 
@@ -235,8 +235,8 @@ def _experiment_id(client: MlflowClient, name: str, artifact_location: str | Non
 
 
 def _database_problem(uri: str) -> str | None:
-    file = uri.partition("?")[0].removeprefix(_SQLITE)
-    if not uri.startswith(_SQLITE) or file in ("", ":memory:"):
+    file = uri.partition("?")[0].removeprefix(SQLITE)
+    if not uri.startswith(SQLITE) or file in ("", ":memory:"):
         return "names no file"
     database = Path(file).absolute()
     if not database.parent.is_dir():

@@ -1,0 +1,134 @@
+"""The commands `dfvt compare` and `dfvt runs find`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dfvt.tracking.runs import RunInfo
+
+MOST_CONFIGS = 10  # of so many runs the configs are fetched and compared
+
+
+def add_compare_commands(commands: _SubParsersAction) -> None:
+    """Adds `compare` and `runs`."""
+    summary = "Compare runs with each other and with the published results."
+    compare = commands.add_parser("compare", help=summary, description=summary)
+    compare.add_argument(
+        "keys", nargs="*", metavar="RUN", help="a name, an id, a tag's value, or the beginning of one"
+    )
+    compare.add_argument("--sweep", metavar="NAME", help="the trials of a sweep")
+    compare.add_argument("--metric", default="bbox_mAP", help="what best means; default: bbox_mAP")
+    compare.add_argument(
+        "--each", action="store_true", help="a row a run, not one for the seeds of a setting"
+    )
+    compare.add_argument("--all", action="store_true", help="also runs that failed or are not at their end")
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="write compare.md, .csv, .html and pareto.png there"
+    )
+    compare.add_argument(
+        "--gate",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="POINTS",
+        help="exit with 1 when a mean is so many points of mAP below the published number; default: 0.5",
+    )
+    _experiment_arguments(compare)
+    compare.set_defaults(run=_compare)
+    summary = "Find runs in MLflow."
+    runs = commands.add_parser("runs", help=summary, description=summary)
+    actions = runs.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    summary = "Runs by a name, an id, a commit, a hash, a sweep, or the beginning of one; all without it."
+    find = actions.add_parser("find", help=summary, description=summary)
+    find.add_argument("keys", nargs="*", metavar="KEY")
+    _experiment_arguments(find)
+    find.set_defaults(run=_find)
+
+
+def _experiment_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--experiment", metavar="NAME", help="default: tracking.experiment of params.yaml")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+
+
+def _runs(options: Namespace) -> tuple[str, list[RunInfo]]:
+    """The store's address, and the runs that are asked for."""
+    from dfvt.settings import TrackingSettings, load_settings
+    from dfvt.tracking.mlflow import tracking_uri
+    from dfvt.tracking.runs import choose_runs, list_runs
+
+    params = Path("params.yaml")
+    tracking = load_settings(params).tracking if params.is_file() else TrackingSettings()
+    uri = tracking_uri(Path.cwd())
+    runs = list_runs(uri, options.experiment or tracking.experiment)
+    return uri, choose_runs(runs, options.keys) if options.keys else runs
+
+
+def _compare(options: Namespace) -> int:
+    from dfvt.reports.compare import COMPARABLE, markdown, missed, rows_of, save_comparison
+
+    uri, runs = _runs(options)
+    if options.sweep:
+        runs = [run for run in runs if run.tags.get("dfvt.sweep") == options.sweep]
+    left_out = Counter(run.status.lower() for run in runs if run.status != "FINISHED" and not options.all)
+    runs = [run for run in runs if run.status.lower() not in left_out]
+    if left_out:
+        counts = ", ".join(f"{count} {status}" for status, count in left_out.items())
+        print(f"dfvt: left out without --all: {counts}", file=sys.stderr)
+    if not runs:
+        raise ValueError("there are no such runs to compare: `dfvt runs find` lists what there is")
+    rows = rows_of(runs, each=options.each, metric=options.metric)
+    if not any(row.metric(options.metric) for row in rows):
+        raise ValueError(f"none of the runs has a number {options.metric!r}")
+    print(markdown(rows))
+    if not any(run.tags.get("dfvt.profile") == COMPARABLE for run in runs):
+        print(f"\nNot beside the published results: those are of profile {COMPARABLE}.")
+    if options.out:
+        save_comparison(rows, _config_differences(uri, runs), options.out)
+    if options.gate is None:
+        return 0
+    below = missed(rows, options.gate)
+    for sentence in below:
+        print(f"dfvt: {sentence}", file=sys.stderr)
+    return 1 if below else 0
+
+
+def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str, str]]:
+    """Which keys of the runs' configs differ; of many runs nobody asks that."""
+    from dfvt.engine.config import load_config
+    from dfvt.reports.compare import config_differences
+    from dfvt.tracking.runs import fetch_artifact
+
+    if not 2 <= len(runs) <= MOST_CONFIGS:
+        return {}
+    configs = {}
+    with TemporaryDirectory() as folder:
+        for run in runs:
+            (place := Path(folder, run.run_id)).mkdir()
+            config = fetch_artifact(uri, run.run_id, "config.py", place)
+            if config:
+                configs[f"{run.name} {run.run_id[:6]}"] = load_config(config)._cfg_dict
+    return config_differences(configs)
+
+
+def _find(options: Namespace) -> int:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    _, runs = _runs(options)
+    table = Table(box=SIMPLE)
+    table.add_column("run", no_wrap=True, min_width=32)
+    for title in ("name", "status", "variant", "git commit", "config", "data"):
+        table.add_column(title)
+    for run in runs:
+        tags = [run.tags.get(tag, "")[:10] for tag in ("git.commit", "config.hash", "data.hash")]
+        table.add_row(run.run_id, run.name, run.status.lower(), run.tags.get("dfvt.variant", ""), *tags)
+    Console().print(table)
+    return 0

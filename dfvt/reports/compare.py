@@ -1,0 +1,303 @@
+"""Runs beside each other and beside the published results."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dfvt.reports import pages
+from dfvt.reports.curves import STYLE, VARIANT_COLOURS, save_figure
+from dfvt.reports.published import PUBLISHED, SOURCE
+from dfvt.tracking.runs import RunInfo
+
+COMPARABLE = "coco2017"  # the profile whose numbers may stand beside the published ones
+STOPPED = "dfvt.stopped_after_epoch"
+METRICS = {"bbox_mAP": "box mAP", "segm_mAP": "mask mAP"}
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of some values and, of two or more, their standard deviation (of a sample)."""
+
+    value: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean | None:
+        if not values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, len(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but their seed; `differing` are the parameters that rows differ in."""
+
+    runs: tuple[RunInfo, ...]
+    differing: Mapping[str, str]
+
+    @property
+    def first(self) -> RunInfo:
+        return self.runs[0]
+
+    @property
+    def variant(self) -> str:
+        return self.first.tags.get("dfvt.variant", "")
+
+    @property
+    def name(self) -> str:
+        return self.first.name if len(self.runs) == 1 else f"{self.first.name} … ({len(self.runs)} seeds)"
+
+    def mean(self, number: Callable[[RunInfo], float | None]) -> Mean | None:
+        """The mean of a number over those of the runs that have it."""
+        found = [number(run) for run in self.runs]
+        return Mean.of([value for value in found if value is not None and math.isfinite(value)])
+
+    def metric(self, name: str) -> Mean | None:
+        return self.mean(lambda run: metric_of(run, name))
+
+    def above_published(self, name: str) -> float | None:
+        """Points of mAP above the published number; None where that is none to compare with."""
+        mean, published = self.metric(name), PUBLISHED.get(self.variant)
+        if mean is None or published is None or self.first.tags.get("dfvt.profile") != COMPARABLE:
+            return None
+        return 100 * mean.value - (published.bbox_map if name == "bbox_mAP" else published.segm_map)
+
+
+def metric_of(run: RunInfo, name: str) -> float | None:
+    """A number of a run: that of its evaluation, or of its last validation; COCO's −1 is none."""
+    value = run.metrics.get(name, run.metrics.get(f"val/{name}"))
+    return None if value is None or value < 0 else value
+
+
+def worker_hours(run: RunInfo) -> float | None:
+    """Hours of all its workers together."""
+    return None if run.seconds is None else run.seconds / 3600 * int(run.params.get("num_workers", 1))
+
+
+def rows_of(runs: Sequence[RunInfo], *, each: bool = False, metric: str = "bbox_mAP") -> list[Row]:
+    """The runs as rows, the best first; those that were stopped early come last, and apart.
+
+    Args:
+        runs: any.
+        each: a row for each run, instead of one for those that differ in their seed alone.
+        metric: what best means.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.params)
+    differing = [key for key in keys if len({run.params.get(key, "") for run in runs}) > 1]
+    groups: dict[Any, list[RunInfo]] = {}
+    for run in runs:
+        params = tuple((key, run.params.get(key, "")) for key in keys if key != "seed")
+        tags = tuple(
+            run.tags.get(name, "") for name in ("dfvt.variant", "dfvt.profile", "data.hash", STOPPED)
+        )
+        groups.setdefault(run.run_id if each else (params, tags), []).append(run)
+    rows = [
+        Row(
+            tuple(group),
+            {key: group[0].params.get(key, "") for key in differing if len(group) == 1 or key != "seed"},
+        )
+        for group in groups.values()
+    ]
+
+    def place(row: Row) -> tuple[bool, float]:
+        mean = row.metric(metric)
+        return STOPPED in row.first.tags, -mean.value if mean else math.inf
+
+    return sorted(rows, key=place)
+
+
+def missed(rows: Sequence[Row], tolerance: float) -> list[str]:
+    """Sentences about rows that are more than `tolerance` points of mAP below the published numbers.
+
+    Raises:
+        ValueError: no row may be compared with the published numbers.
+    """
+    if all(row.above_published(name) is None for row in rows for name in METRICS):
+        raise ValueError(
+            f"none of the runs can be held against the published results: those are of profile {COMPARABLE}"
+        )
+    found = []
+    for row in rows:
+        for name, title in METRICS.items():
+            above = row.above_published(name)
+            if above is not None and above < -tolerance:
+                found.append(f"{row.name}: {title} is {-above:.1f} points below the published one")
+    return found
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, for people; columns that would be empty are left out."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.differing))
+    columns: dict[str, Callable[[Row], str]] = {"run": lambda row: row.name, "detector": _detector}
+    columns |= {key: partial(_differing, key=key) for key in keys if key != "variant"}
+    columns["status"] = _status
+    for name, title in METRICS.items():
+        columns[title] = partial(_percent, name=name)
+        columns[f"{title} − published"] = partial(_above_published, name=name)
+    columns["params"] = lambda row: _shown(row.metric("num_params"), 1e-6, 1, "M")
+    columns["FLOPs"] = lambda row: _shown(row.metric("flops"), 1e-9, 2, "G")
+    columns["img/s"] = lambda row: _shown(row.metric("train/images_per_second"), 1, 1)
+    columns["ms/img"] = lambda row: _shown(row.metric("ms_per_image"), 1, 1)
+    columns["worker-hours"] = lambda row: _shown(row.mean(worker_hours), 1, 2)
+    cells = {title: [value(row) for row in rows] for title, value in columns.items()}
+    kept = [title for title, values in cells.items() if title == "run" or any(v != NONE for v in values)]
+    return kept, [list(row) for row in zip(*(cells[title] for title in kept), strict=True)]
+
+
+def _detector(row: Row) -> str:
+    published = PUBLISHED.get(row.variant)
+    return published.name if published else NONE
+
+
+def _differing(row: Row, key: str) -> str:
+    return row.differing.get(key, "")
+
+
+def _percent(row: Row, name: str) -> str:
+    return _shown(row.metric(name), 100, 1)
+
+
+def _above_published(row: Row, name: str) -> str:
+    points = row.above_published(name)
+    return NONE if points is None else f"{points:+.1f}"
+
+
+def _status(row: Row) -> str:
+    stopped = row.first.tags.get(STOPPED)
+    statuses = {run.status.lower() for run in row.runs}
+    return f"stopped at epoch {stopped}" if stopped else ", ".join(sorted(statuses))
+
+
+def _shown(mean: Mean | None, factor: float, digits: int, unit: str = "") -> str:
+    if mean is None:
+        return NONE
+    text = f"{factor * mean.value:.{digits}f}{unit}"
+    return text if not mean.deviation else f"{text} ± {factor * mean.deviation:.{digits}f}{unit}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    header, cells = table_of(rows)
+    ruler = ["---"] * 2 + ["---:"] * (len(header) - 2)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *escaped))
+
+
+def save_comparison(rows: Sequence[Row], differences: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Writes compare.md, .csv (a line a run, unrounded), .html and, where sizes are known, pareto.png.
+
+    `differences` are config keys whose values differ, with those of each run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    header, cells = table_of(rows)
+    body = [pages.table(header, cells), pages.paragraph(f"Published: {SOURCE}, profile {COMPARABLE} alone.")]
+    text = markdown(rows)
+    if differences:
+        names = list(dict.fromkeys(name for values in differences.values() for name in values))
+        lines = [[key, *(values.get(name, NONE) for name in names)] for key, values in differences.items()]
+        body += [pages.heading("Config keys that differ"), pages.table(["key", *names], lines)]
+        ruler = ["---"] * (len(names) + 1)
+        text += "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in (["key", *names], ruler, *lines))
+    figure = draw_pareto(rows)
+    if figure:
+        save_figure(figure, folder / "pareto.png")
+        body.append(pages.drawing(figure))
+        text += "\n\n![mAP against cost](pareto.png)"
+    pages.save_page(pages.page("Comparison", body), folder / "compare.html")
+    aside = folder / f".compare.md.{os.getpid()}.partial"
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(folder / "compare.md")
+    write_csv([run for row in rows for run in row.runs], folder / "compare.csv")
+
+
+def write_csv(runs: Sequence[RunInfo], path: Path) -> None:
+    """A line for each run with all its parameters, numbers and tags."""
+    params, metrics, tags = (
+        list(dict.fromkeys(key for run in runs for key in part(run)))
+        for part in (lambda run: run.params, lambda run: run.metrics, lambda run: run.tags)
+    )
+    tags = [tag for tag in tags if not tag.startswith("mlflow.")]
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run_id", "name", "status", "seconds", *params, *metrics, *tags])
+        for run in runs:
+            writer.writerow(
+                [run.run_id, run.name, run.status, run.seconds]
+                + [run.params.get(key, "") for key in params]
+                + [run.metrics.get(key, "") for key in metrics]
+                + [run.tags.get(key, "") for key in tags]
+            )
+    aside.replace(path)
+
+
+def draw_pareto(rows: Sequence[Row]) -> Figure | None:
+    """Box mAP against FLOPs and against the time for an image, the best trade-offs joined by a line."""
+    costs = {"flops": ("FLOPs (G)", 1e-9), "ms_per_image": ("ms an image", 1.0)}
+    points: dict[str, list[tuple[float, float, Row]]] = {}
+    for cost, (_, factor) in costs.items():
+        for row in rows:
+            price, mean = row.metric(cost), row.metric("bbox_mAP")
+            if price and mean and STOPPED not in row.first.tags:
+                points.setdefault(cost, []).append((factor * price.value, 100 * mean.value, row))
+    if not points:
+        return None
+    with rc_context({**STYLE, "text.parse_math": False}):
+        figure = Figure(figsize=(5.5 * len(points), 4), layout="constrained")
+        for ax, (cost, found) in zip(
+            figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
+        ):
+            front = pareto_front([(x, y) for x, y, _ in found])
+            ax.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+            for x, y, row in found:
+                ax.scatter(x, y, color=VARIANT_COLOURS.get(row.variant, "#555555"), zorder=2)
+                if len(found) <= 12:
+                    ax.annotate(row.name, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
+            ax.set(xlabel=costs[cost][0], ylabel="box mAP (%)")
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, value) that no other one beats in both, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Dotted keys whose values are not the same in all configs, with the value in each."""
+    flat = {name: dict(flattened(config)) for name, config in configs.items()}
+    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    return {
+        key: {name: one.get(key, NONE) for name, one in flat.items()}
+        for key in keys
+        if len({one.get(key, NONE) for one in flat.values()}) > 1
+    }
+
+
+def flattened(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """The leaves of nested mappings and lists of mappings with their dotted keys."""
+    entries: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+        entries = list(value.items())
+    elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
+        entries = list(enumerate(value))
+    if not entries:
+        return [(key, str(value))]
+    return [leaf for name, one in entries for leaf in flattened(one, f"{key}.{name}".lstrip("."))]

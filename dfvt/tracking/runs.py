@@ -1,0 +1,97 @@
+"""Runs of a tracking store, found again by anything that leads to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from dfvt.tracking.mlflow import SQLITE, open_store
+
+PAGE = 1000  # runs in one answer
+MIN_KEY = 4  # characters of a key that is to be the beginning of a hash
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run: what it was started with, and its numbers' last values.
+
+    `seconds` is the time from its start to its end, None while it has none.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    seconds: float | None
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def list_runs(uri: str, experiment: str) -> list[RunInfo]:
+    """All runs of an experiment, the newest first, a thousand a request.
+
+    Raises:
+        ValueError: the store cannot be used, or has no such experiment.
+    """
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise ValueError(f"there are no runs yet: {uri.removeprefix(SQLITE)} does not exist")
+    with open_store(uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            names = ", ".join(one.name for one in client.search_experiments()) or "none"
+            raise ValueError(f"MLflow has no experiment {experiment!r}; it has: {names}")
+        return [_info(run) for run in _pages(client, found.experiment_id)]
+
+
+def _pages(client: MlflowClient, experiment_id: str) -> Iterable[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _info(run: Run) -> RunInfo:
+    info, data = run.info, run.data
+    seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
+    return RunInfo(info.run_id, info.run_name, info.status, seconds, data.params, data.metrics, data.tags)
+
+
+def matches(run: RunInfo, key: str) -> bool:
+    """Whether a key leads to a run: its name, the beginning of its id, or a tag's value or its beginning."""
+    if key in (run.name, run.run_id):
+        return True
+    values = [run.run_id, *(value for name, value in run.tags.items() if not name.startswith("mlflow."))]
+    return key in values or (len(key) >= MIN_KEY and any(value.startswith(key) for value in values))
+
+
+def choose_runs(runs: Sequence[RunInfo], keys: Sequence[str]) -> list[RunInfo]:
+    """The runs that any of the keys leads to, each once, in the order of the keys.
+
+    Raises:
+        ValueError: a key leads to none.
+    """
+    chosen: dict[str, RunInfo] = {}
+    for key in keys:
+        found = [run for run in runs if matches(run, key)]
+        if not found:
+            raise ValueError(
+                f"no run has {key!r} as its name or a tag, or an id that begins so: "
+                "`dfvt runs find` lists what there is"
+            )
+        chosen |= {run.run_id: run for run in found}
+    return list(chosen.values())
+
+
+def fetch_artifact(uri: str, run_id: str, name: str, folder: Path) -> Path | None:
+    """Fetches an artifact of a run into a folder; None when it has none of that name."""
+    with open_store(uri) as client:
+        if name not in {one.path for one in client.list_artifacts(run_id)}:
+            return None
+        return Path(client.download_artifacts(run_id, name, str(folder)))
