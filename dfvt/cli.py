@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options) or 0
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2, debug=options.debug)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(ValueError(f"{error.filename}: {error.strerror}"), 2, debug=options.debug)
     except RuntimeError as error:
         return _fail(error, 1, debug=options.debug)
     except KeyboardInterrupt as interrupt:

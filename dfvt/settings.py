@@ -349,6 +349,8 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
     key, allowed = "", ""
     for place, part in enumerate(error["loc"]):
         key = f"{key}.{part}".lstrip(".")
+        if isinstance(part, int):  # an entry of a list of sections
+            continue
         field = section.model_fields.get(str(part))
         if field is None:
             valid = list(section.model_fields)
@@ -357,6 +359,10 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
             return f"{key} is an unknown key{meant}, valid here are {', '.join(valid)}"
         allowed = field.description or ""
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            entries = _section_of_entries(field.annotation)
+            if entries and len(error["loc"]) > place + 2:
+                section = entries
+                continue
             described = _description_of_values(field.annotation)
             if described and error["loc"][place + 1 :]:
                 key, allowed = f"{key}.{error['loc'][place + 1]}", described
@@ -365,6 +371,17 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{key} is missing, it must be {allowed}"
     return f"{key} is {_shown(error['input'])}, but must be {allowed}"
+
+
+def _section_of_entries(annotation: object) -> type[BaseModel] | None:
+    """The section that each entry of a list is, if it is a list of such."""
+    for inner in get_args(annotation):
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            return inner
+        found = _section_of_entries(inner)
+        if found:
+            return found
+    return None
 
 
 def _description_of_values(annotation: object) -> str | None:

@@ -51,6 +51,10 @@ def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
         work()
     except (ValueError, FileNotFoundError) as error:
         _fail(f"{name}: {error}", 2, error if debug else None)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{name}: {error.filename}: {error.strerror}", 2, error if debug else None)
     except RuntimeError as error:
         _fail(f"{name}: {error}", 1, error if debug else None)
     except KeyboardInterrupt:

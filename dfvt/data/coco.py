@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import hashlib
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,17 +60,21 @@ def read_annotations(path: Path) -> CocoFile:
         ValueError: it is truncated, not JSON, or lacks something that COCO's format has.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: put COCO annotations there, or correct its path in params.yaml."
-        )
+        raise FileNotFoundError(f"{path} is missing: put COCO annotations there, or correct its path.")
+    content = path.read_bytes()
     try:
-        return _DECODER.decode(path.read_bytes())
+        return _DECODER.decode(content)
     except msgspec.ValidationError as error:
         raise ValueError(
             f"{path} is not in COCO's instance format ({_in_place(error)}): correct or export it again."
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is truncated or not JSON ({error}): fetch or export it again.") from error
+        why = str(error)
+        if content.startswith(codecs.BOM_UTF8):
+            why = "it begins with a byte-order mark, which JSON must not"
+        elif re.search(rb"[:\[,\s-](NaN|Infinity)\b", content):
+            why = "it has NaN or Infinity, which JSON has not"
+        raise ValueError(f"{path} is truncated or not JSON ({why}): fetch or export it again.") from error
 
 
 def _in_place(error: msgspec.ValidationError) -> str:
@@ -187,7 +194,7 @@ def _require_images(split: str, names: list[str], folder: Path, annotation_file:
         raise FileNotFoundError(
             f"{folder} is not a directory: set data.{split}_images to the folder of the images."
         )
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(names)} images named in {annotation_file} are missing in {folder}, "
@@ -209,6 +216,16 @@ def _hash_dataset(
         for (label, _), found in zip(entries, digests, strict=True):
             total.update(f"{label}\0{found}\n".encode())
     return total.hexdigest()
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; a name that is none, too long say, is of no file."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def digest(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from urllib.parse import urljoin
 
 from dfvt.data.download import Download, Patience, fetch_all, partial_of, size_of
@@ -59,8 +60,10 @@ def provide_coco2017(
         RuntimeError: the disk is full all the same.
     """
     missing = [archive for archive in archives if not is_unpacked(archive, root, downloads)]
-    downloads.mkdir(parents=True, exist_ok=True)
-    root.mkdir(parents=True, exist_ok=True)
+    for folder in (downloads, root):  # before gigabytes are on their way
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
     require_space(archives, missing, root, downloads)
     fetches = [
         Download(
@@ -76,8 +79,8 @@ def provide_coco2017(
             fetch_all(fetches, patience=patience, on_progress=bars, say=say)
         except ValueError as error:
             raise ValueError(
-                f"{error}; start again to go on from there, name another data.base_url, or unpack COCO 2017 "
-                "into a folder and set data.root to it"
+                f"{error}; name another data.base_url, or "
+                "unpack COCO 2017 into a folder and set data.root to it"
             ) from error
     with Bars(" files") as bars:
         for archive in missing:
@@ -135,6 +138,11 @@ def require_space(
         free = shutil.disk_usage(folder).free
         if need > free:
             raise ValueError(
-                f"COCO 2017 needs {need / 2**30:.1f} GiB in {folder.absolute()}, archives and images "
-                f"together, but {free / 2**30:.1f} GiB are free: free some, or let data.root have more"
+                f"COCO 2017 needs {size_text(need)} in {folder.absolute()}, archives and images "
+                f"together, but {size_text(free)} are free: free some, or choose another data.root"
             )
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**29 else f"{num_bytes / 2**20:.1f} MiB"

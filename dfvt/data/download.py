@@ -179,6 +179,7 @@ class Attempt:
         self.algorithm, _, self.wanted = (download.checksum or "sha256:").partition(":")
         self.hash, self.num_hashed = hashlib.new(self.algorithm), 0
         self.partial = partial_of(download.target)
+        self.last_line = ""
         self.session = requests.Session()  # proxies and certificates are those of the environment
 
     def run(self) -> str:
@@ -227,7 +228,10 @@ class Attempt:
             except MaxRetryError as error:
                 reason = f"{self.patience.num_tries} tries failed, the last one with: {said(problem)}"
                 raise Unavailable(reason) from error
-            self.say(f"{self.url}: {said(problem)}; it is tried again after {done:,} bytes")
+            line = f"{self.url}: {said(problem)}; it is tried again after {done:,} bytes"
+            if line != self.last_line:  # an address where nobody answers is tried for minutes
+                self.say(line)
+                self.last_line = line
             asked_for = retry.get_retry_after(answer) if answer else None
             if self.cancelled.wait(asked_for or retry.get_backoff_time()):
                 raise Cancelled
@@ -259,8 +263,9 @@ class Attempt:
             return
         headers = {"Accept-Encoding": "identity"}
         before = read_origin(self.partial)
-        if offset and before and before.validator:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": before.validator}
+        if offset and before and (before.validator or self.wanted):  # a checksum finds another file out
+            headers |= {"Range": f"bytes={offset}-"}
+            headers |= {"If-Range": before.validator} if before.validator else {}
         timeout = (self.patience.connect, self.patience.read)
         with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
             status = response.status_code

@@ -66,7 +66,7 @@ def require_sound(content: bytes) -> None:
             image = Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height <= MAX_PIXELS:
-                image.draft(image.mode, (width // 8, height // 8))
+                image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
                 image.load()
     except UnidentifiedImageError as error:
         raise ValueError("it is no image that can be read") from error

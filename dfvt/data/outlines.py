@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
+import numpy as np
 from pycocotools import mask as coco_mask
 
+Box = tuple[float, float, float, float]
 Polygons = list[list[float]]  # x1, y1, x2, y2, … in pixels
 
 
@@ -38,11 +40,13 @@ class Outline:
     Attributes:
         fault: why it is no mask, if it is none.
         area: in pixels, of one that is.
+        bbox: x, y, width, height of the pixels, or of the polygons' corners.
         num_short_polygons: those of fewer than three corners, beside others that are whole.
     """
 
     fault: Fault | None = None
     area: float = math.nan
+    bbox: Box | None = None
     num_short_polygons: int = 0
 
 
@@ -66,16 +70,34 @@ def judge_outline(content: bytes | msgspec.Raw, height: int, width: int) -> Outl
         counts = counts_of(outline.counts) if isinstance(outline.counts, str) else outline.counts
         if not counts or min(counts) < 0 or sum(counts) != height * width or outline.size != (height, width):
             return Outline(Fault.WRONG_RUNS)
-        return Outline(area=sum(counts[1::2]))
+        return Outline(area=sum(counts[1::2]), bbox=bbox_of_runs(counts, height))
     # mmdet and pycocotools judge a list by its first polygon
     num_short = sum(not is_polygon(polygon) for polygon in outline)
     if not outline or not is_polygon(outline[0]):
         return Outline(Fault.MISSING)
-    if any(reaches_far(polygon, height, width) for polygon in outline):
-        return Outline(Fault.FAR_OUTSIDE)
     whole = [polygon for polygon in outline if is_polygon(polygon)]
+    if any(reaches_far(polygon, height, width) for polygon in whole):
+        return Outline(Fault.FAR_OUTSIDE)
     runs = coco_mask.merge(coco_mask.frPyObjects(whole, height, width))
-    return Outline(area=float(coco_mask.area(runs)), num_short_polygons=num_short)
+    x = [value for polygon in whole for value in polygon[0::2]]
+    y = [value for polygon in whole for value in polygon[1::2]]
+    bbox = (min(x), min(y), max(x) - min(x), max(y) - min(y))
+    return Outline(area=float(coco_mask.area(runs)), bbox=bbox, num_short_polygons=num_short)
+
+
+def bbox_of_runs(counts: Sequence[int], height: int) -> Box | None:
+    """x, y, width, height of the pixels that runs of columns of `height` pixels fill; None of none."""
+    ends = np.cumsum(np.asarray(counts, np.int64))
+    starts, ends = ends[0::2][: len(counts) // 2], ends[1::2]
+    filled = ends > starts
+    if not filled.any():
+        return None
+    starts, lasts = starts[filled], ends[filled] - 1
+    left, right = starts[0] // height, lasts[-1] // height
+    # a run that goes on in the next column fills the rows from the top to the bottom
+    several = (starts // height != lasts // height).any()
+    top, bottom = (0, height - 1) if several else ((starts % height).min(), (lasts % height).max())
+    return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
 
 
 def is_polygon(numbers: Sequence[float]) -> bool:

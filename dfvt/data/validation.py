@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict
@@ -20,11 +20,13 @@ from dfvt.data.coco import (
     SplitFiles,
     class_names_of,
     digest,
+    is_there,
     read_annotations,
 )
 from dfvt.data.manifest import DatasetManifest
-from dfvt.data.outlines import Fault, judge_outline
+from dfvt.data.outlines import Box, Fault, judge_outline
 
+NUM_EXAMPLES = 100
 SMALL, MEDIUM = 32**2, 96**2  # where COCO's classes of area begin and end, in pixels
 LARGEST_SIDE = 65_535  # of a JPEG, in pixels
 ROTATED = (5, 6, 7, 8)  # values of Exif's orientation that swap width and height
@@ -35,7 +37,7 @@ OFFICIAL = {  # images and annotations; source: https://cocodataset.org
 
 
 class Finding(BaseModel):
-    """How often something was found, and the first few file names or ids."""
+    """How often something was found, and the first hundred file names or ids."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +47,7 @@ class Finding(BaseModel):
     @classmethod
     def of(cls, items: Iterable[object]) -> Finding:
         found = [str(item) for item in items]
-        return cls(count=len(found), examples=tuple(found[:10]))
+        return cls(count=len(found), examples=tuple(found[:NUM_EXAMPLES]))
 
 
 class ObjectSizes(BaseModel):
@@ -81,8 +83,13 @@ class SplitReport(BaseModel):
     unknown_image_ids: Finding
     wrong_crowd_flags: Finding
     duplicate_ids: Finding
+    zero_ids: Finding
+    repeated_images: Finding
+    names_outside: Finding
     boxes_outside_image: Finding
-    empty_boxes: Finding
+    untrained: Finding
+    misplaced_boxes: Finding
+    empty_masks: Finding
     short_polygons: Finding
     area_mismatches: Finding
 
@@ -122,12 +129,27 @@ _PROBLEMS = {
     "unknown_image_ids": ("annotations with an image id that is not listed", "list it"),
     "wrong_crowd_flags": ("annotations whose iscrowd is neither 0 nor 1", "correct it"),
     "duplicate_ids": ("ids that are used more than once", "number them anew"),
+    "zero_ids": ("annotations with the id 0, which COCO's evaluation takes for none", "number them from 1"),
 }
 _WARNINGS = {
     "boxes_outside_image": "annotations with a box that reaches out of the image",
-    "empty_boxes": "annotations with a box narrower or lower than a pixel, which are not trained on",
+    "untrained": "objects whose box is narrower or lower than a pixel or outside, or whose area is 0, which "
+    "are not trained on",
+    "misplaced_boxes": "objects whose box (x, y, width, height) is not that of their outline",
+    "empty_masks": "objects whose mask has no pixel",
+    "repeated_images": "image files that are listed more than once",
+    "names_outside": "image names that lead out of the folder",
     "short_polygons": "annotations with a polygon of fewer than three corners beside others",
     "area_mismatches": "objects whose area, which small, medium and large go by, is not that of their mask",
+}
+
+
+# What is an oddity of some objects, and a fault of the export when it is one of most.
+_SYSTEMATIC = {
+    "untrained": "export boxes as x, y, width, height in pixels, and areas",
+    "misplaced_boxes": "export boxes as x, y, width, height in pixels",
+    "boxes_outside_image": "export boxes as x, y, width, height in pixels",
+    "empty_masks": "export outlines in pixels",
 }
 
 
@@ -162,6 +184,8 @@ def check_splits(splits: Mapping[str, SplitFiles], *, decode_images: bool = True
     before: list[Path] = []
     for name, files in splits.items():
         content = read_annotations(files.annotations)
+        if not files.images.is_dir():
+            raise FileNotFoundError(f"{files.images} is not a directory: name the folder of the images.")
         classes = class_names_of(content, files.annotations)
         first = first or (files.annotations, classes)
         if classes != first[1]:
@@ -193,7 +217,15 @@ def judge_split(path: Path, report: SplitReport) -> Verdict:
     for field, (what, remedy) in _PROBLEMS.items():
         problems += _sentences(path, getattr(report, field), what, remedy)
     for field, what in _WARNINGS.items():
-        warnings += _sentences(path, getattr(report, field), what)
+        if field not in _SYSTEMATIC:
+            warnings += _sentences(path, getattr(report, field), what)
+    num_objects = sum(report.num_objects.values())
+    for field, remedy in _SYSTEMATIC.items():
+        finding = getattr(report, field)
+        if finding.count > num_objects / 2:
+            problems += _sentences(path, finding, f"more than half of all {_WARNINGS[field]}", remedy)
+        else:
+            warnings += _sentences(path, finding, _WARNINGS[field])
     absent = Finding.of(name for name, count in report.num_objects.items() if not count)
     if absent.count == len(report.num_objects):
         problems.append(f"{path}: no object is annotated: annotate some.")
@@ -245,8 +277,15 @@ def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) 
         wrong_crowd_flags=found(lambda item: item.iscrowd not in (0, 1)),
         duplicate_ids=Finding.of(f"{kind} {number}" for (kind, number), count in ids.items() if count > 1),
         boxes_outside_image=found(lambda item: _is_outside(item.bbox, images.get(item.image_id))),
-        empty_boxes=found(lambda item: min(item.bbox[2:]) < 1),
+        untrained=found(lambda item: not item.iscrowd and _is_left_out(item, images.get(item.image_id))),
+        zero_ids=found(lambda item: item.id == 0),
     )
+
+
+def leads_out(name: str) -> bool:
+    """Whether an image's name is not that of a file in its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _object_sizes(objects: list[CocoAnnotation]) -> ObjectSizes:
@@ -263,12 +302,15 @@ def _object_sizes(objects: list[CocoAnnotation]) -> ObjectSizes:
 
 def _image_findings(images: list[CocoImage], folder: Path, *, decode: bool) -> dict[str, Finding]:
     stated = {image.file_name: (image.width, image.height) for image in images}
-    missing = {name for name in stated if not (folder / name).is_file()}
+    missing = {name for name in stated if not is_there(folder / name)}
+    times = Counter(image.file_name for image in images)
     there = [name for name in stated if name not in missing]
     with ThreadPoolExecutor() as pool:
         measure = partial(_image_size, decode=decode)
         sizes = dict(zip(there, pool.map(measure, (folder / name for name in there)), strict=True))
     return {
+        "repeated_images": Finding.of(name for name, count in times.items() if count > 1),
+        "names_outside": Finding.of(name for name in stated if leads_out(name)),
         "missing_images": Finding.of(name for name in stated if name in missing),
         "unreadable_images": Finding.of(name for name, size in sizes.items() if size is None),
         "size_mismatches": Finding.of(n for n, size in sizes.items() if size and size != stated[n]),
@@ -277,8 +319,7 @@ def _image_findings(images: list[CocoImage], folder: Path, *, decode: bool) -> d
 
 def _outline_findings(annotations: list[CocoAnnotation], images: dict[int, CocoImage]) -> dict[str, Finding]:
     faults: dict[Fault, list[int]] = {fault: [] for fault in Fault}
-    short: list[int] = []
-    mismatches: list[int] = []
+    short, mismatches, misplaced, empty = ([] for _ in range(4))
     for item in annotations:
         image = images.get(item.image_id)
         if image is None or not all(1 <= side <= LARGEST_SIDE for side in (image.height, image.width)):
@@ -286,8 +327,13 @@ def _outline_findings(annotations: list[CocoAnnotation], images: dict[int, CocoI
         outline = judge_outline(item.segmentation, image.height, image.width)
         if outline.fault:
             faults[outline.fault].append(item.id)
-        elif not (item.iscrowd or _is_area(item, outline.area)):  # those of COCO's crowds are others
-            mismatches.append(item.id)
+        elif not item.iscrowd:  # those of COCO's crowds are others
+            if not outline.area:
+                empty.append(item.id)
+            elif not _is_area(item, outline.area):
+                mismatches.append(item.id)
+            if outline.bbox and not _overlap(item.bbox, outline.bbox):
+                misplaced.append(item.id)
         if outline.num_short_polygons:
             short.append(item.id)
     return {
@@ -296,6 +342,8 @@ def _outline_findings(annotations: list[CocoAnnotation], images: dict[int, CocoI
         "wrong_run_lengths": Finding.of(faults[Fault.WRONG_RUNS]),
         "short_polygons": Finding.of(short),
         "area_mismatches": Finding.of(mismatches),
+        "misplaced_boxes": Finding.of(misplaced),
+        "empty_masks": Finding.of(empty),
     }
 
 
@@ -306,6 +354,23 @@ def _is_area(item: CocoAnnotation, area: float) -> bool:
     """
     _, _, width, height = item.bbox
     return abs(item.area - area) <= 0.05 * area + abs(width) + abs(height)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes are about the same: an IoU of a half, of boxes two pixels larger on each side."""
+    (x1, y1, w1, h1), (x2, y2, w2, h2) = ((x - 2, y - 2, w + 4, h + 4) for x, y, w, h in (one, other))
+    width, height = min(x1 + w1, x2 + w2) - max(x1, x2), min(y1 + h1, y2 + h2) - max(y1, y2)
+    if width <= 0 or height <= 0:
+        return False
+    return 3 * width * height >= w1 * h1 + w2 * h2
+
+
+def _is_left_out(item: CocoAnnotation, image: CocoImage | None) -> bool:
+    """Whether mmdet's `CocoDataset` leaves an object out."""
+    x, y, width, height = item.bbox
+    if image and (min(x + width, image.width) <= max(x, 0) or min(y + height, image.height) <= max(y, 0)):
+        return True
+    return item.area <= 0 or min(width, height) < 1
 
 
 def _is_outside(box: tuple[float, float, float, float], image: CocoImage | None) -> bool:
@@ -323,7 +388,7 @@ def _image_size(path: Path, *, decode: bool) -> tuple[int, int] | None:
             width, height = image.size
             rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
             if decode:
-                image.draft(image.mode, (width // 8, height // 8))
+                image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # how Pillow names damage
         return None
@@ -347,7 +412,7 @@ def _shared_images(train: list[Path], val: list[Path]) -> Iterator[str]:
 
 
 def _length_and_end(path: Path) -> tuple[int, bytes] | None:
-    if not path.is_file():
+    if not is_there(path):
         return None
     with path.open("rb") as file:
         length = file.seek(0, os.SEEK_END)

@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dfvt.data.coco import CocoAnnotation, CocoFile, CocoImage, SplitFiles, class_names_of, read_annotations
+from dfvt.data.images import read_image
 from dfvt.data.outlines import RunLengths, is_polygon, judge_outline, read_outline
 from dfvt.reports import pages
 from dfvt.reports.gallery import CLASS_COLOURS
@@ -81,12 +82,11 @@ def _picture(
     folder: Path, image: CocoImage, items: list[CocoAnnotation], names: dict[int, str]
 ) -> pages.Picture:
     """The image with its annotations, and a line about it."""
-    bgr = cv2.imread(str(folder / image.file_name), cv2.IMREAD_COLOR)
-    if bgr is None:
-        return pages.Picture(
-            np.full((240, 320, 3), 230, np.uint8), f"{image.file_name}: missing, or no image"
-        )
-    rgb = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    try:
+        rgb = read_image(folder / image.file_name)[..., ::-1]
+    except (ValueError, OSError) as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
+        return pages.Picture(np.full((240, 320, 3), 230, np.uint8), f"{image.file_name}: {reason}")
     height, width = rgb.shape[:2]
     numbers = {number: index for index, number in enumerate(names)}
     faults, shapes = [], []

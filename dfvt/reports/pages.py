@@ -128,7 +128,13 @@ def _shape(shape: Shape, image_width: int) -> str:
 
 
 def save_page(text: str, path: Path) -> None:
-    """Write a page under its name only when it is complete."""
+    """Write a page under its name only when it is complete.
+
+    Raises:
+        ValueError: there is something else of that name.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file: name one for the page")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")

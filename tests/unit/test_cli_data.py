@@ -62,7 +62,7 @@ def test_problems_are_listed_and_the_exit_code_is_2(
     out, err = capsys.readouterr()
     assert "problem: " in out and "category id that is not listed (1, the first is" in out
     assert "warning: " in out and "a box that reaches out of the image" in out
-    assert err == f"dfvt: {root}: 1 problem to correct, 2 warnings\n"
+    assert err == f"dfvt: {root}: 1 problem to correct, 3 warnings\n"
     assert "Problems" in Tags(tmp_path / "report/validation.html").texts
 
 
@@ -109,6 +109,10 @@ def test_any_split_is_found_and_a_single_file_can_be_named(
         (["browse", "set", "--split", "test2017"], "has no split 'test2017': it has train2017, val2017"),
         (["browse", "set", "--class", "cube"], "has no class 'cube': it has disk, box, triangle, star"),
         (["browse", "set", "--num", "0"], "--num 0 is below 1"),
+        (["browse", "set", "--out", "set"], "set is no file: name one for the page"),
+        (["browse", "set", "--out", "/dev/null"], "/dev/null is no file"),
+        (["check", "set", "--out", "set/annotations/instances_val2017.json"], "File exists"),
+        (["check", "set", "--annotations", VAL_JSON, "--images", "no"], "set/no is not a directory"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -139,7 +143,7 @@ def test_browse_draws_every_object_and_the_broken_ones_too(
     assert page.num["figure"] == 3
     assert page.num["rect"] == page.num["path"] == len(shown)
     text = "\n".join(page.texts)
-    assert "missing, or no image" in text
+    assert "it is no image that can be read" in text
     assert "has no polygon of three or more corners, and no run lengths" in text
     assert "unknown category 77" in text
 

@@ -211,7 +211,17 @@ def test_annotation_file_with_a_wrong_value(root: Path, part: str, field: str, v
 
 def test_annotations_with_a_number_that_is_not_json(root: Path) -> None:
     edit(root / TRAIN_JSON, lambda content: content["annotations"][2].update(area=float("nan")))
-    assert f"{TRAIN_JSON} is truncated or not JSON (JSON is malformed" in refusal(root, ValueError)
+    assert f"{TRAIN_JSON} is truncated or not JSON (it has NaN or Infinity" in refusal(root, ValueError)
+
+
+def test_annotations_with_a_byte_order_mark(root: Path) -> None:
+    (root / TRAIN_JSON).write_bytes(b"\xef\xbb\xbf" + (root / TRAIN_JSON).read_bytes())
+    assert "it begins with a byte-order mark" in refusal(root, ValueError)
+
+
+def test_a_name_that_is_too_long_is_of_no_image(root: Path) -> None:
+    edit(root / TRAIN_JSON, lambda content: content["images"][0].update(file_name="x" * 5000))
+    assert "1 of 8 images named in" in refusal(root, FileNotFoundError)
 
 
 def test_annotation_file_without_images(root: Path) -> None:

@@ -30,6 +30,10 @@ def test_run_lengths_are_measured_in_either_form(mask: np.ndarray) -> None:
         content = json.dumps({"size": mask.shape, "counts": counts}).encode()
         outline = judge_outline(content, *mask.shape)
         assert (outline.fault, outline.area) == (None, mask.sum())
+        expected = (
+            coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask))).tolist() if mask.any() else None
+        )
+        assert (list(outline.bbox) if outline.bbox else None) == expected
         assert judge_outline(content, mask.shape[0] + 1, mask.shape[1]).fault is Fault.WRONG_RUNS
 
 
@@ -58,6 +62,7 @@ def test_nested_without_an_end_is_no_outline() -> None:
         ([[0, 0, 10, 0, 10, 10, 0, 10]], None, 100, 0),
         ([[0, 0, 10, 0, 10, 10, 0, 10], [5, 5, 15, 5, 15, 15, 5, 15]], None, 175, 0),
         ([[0, 0, 10, 0, 10, 10, 0, 10], [1, 1]], None, 100, 1),
+        ([[0, 0, 10, 0, 10, 10, 0, 10], [], [3]], None, 100, 2),
         ([[1, 1], [0, 0, 10, 0, 10, 10, 0, 10]], Fault.MISSING, None, 0),
         ([[0, 0, 10, 0, 10, 10, 0]], Fault.MISSING, None, 0),
         ([[]], Fault.MISSING, None, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,24 @@ def test_nonsense_is_either_settings_or_one_sentence(params: Path, document: str
     except ValueError as error:
         assert str(error).startswith(str(params))
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{path: a.zip, size: 3}", "data.archives.0.md5 is missing, it must be its MD5"),
+        (
+            "{path: a.zip, size: 3, md5: x}",
+            'data.archives.0.md5 is "x", but must be its MD5, 32 hexadecimal digits',
+        ),
+        ("{path: a.zip, size: 0, md5: x}", "data.archives.0.size is 0, but must be its bytes"),
+        (
+            f"{{path: a.zip, size: 1, md5: {32 * chr(48)}, length: 0}}",
+            "data.archives.0.length is an unknown key",
+        ),
+        ("3", "data.archives is 3, but must be a list of archives"),
+    ],
+)
+def test_an_entry_of_a_list_is_named(params: Path, entry: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load(params, f"{{profile: mini, data: {{archives: [{entry}]}}}}")

@@ -66,6 +66,17 @@ def truncate_image(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def repeat_image(root: Path) -> None:
+    edit(root / TRAIN_JSON, lambda content: content["images"].append({**content["images"][0], "id": 77}))
+
+
+def name_outside(root: Path) -> None:
+    edit(
+        root / TRAIN_JSON,
+        lambda content: content["images"][0].update(file_name="../train2017/000000000001.jpg"),
+    )
+
+
 def repeat_image_id(root: Path) -> None:
     edit(root / TRAIN_JSON, lambda content: content["images"][1].update(id=1))
 
@@ -96,6 +107,7 @@ def repeat_image_id(root: Path) -> None:
         (train_annotation(iscrowd=2), "wrong_crowd_flags", "100", "iscrowd is neither 0 nor 1"),
         (train_annotation(category_id=99), "unknown_category_ids", "100", "category id that is not listed"),
         (train_annotation(image_id=99), "unknown_image_ids", "100", "image id that is not listed"),
+        (train_annotation(id=0), "zero_ids", "0", "with the id 0"),
         (train_annotation(id=200), "duplicate_ids", "annotation 200", "ids that are used more than once"),
         (repeat_image_id, "duplicate_ids", "image 1", "ids that are used more than once"),
     ],
@@ -125,11 +137,27 @@ def test_what_stops_a_training_is_a_problem(
             "a box that reaches out of the image",
         ),
         (
-            train_annotation(bbox=[5, 5, 0, 5]),
-            "empty_boxes",
+            train_annotation(bbox=[5, 5, 0, 5], iscrowd=0),
+            "untrained",
             "100",
-            "a box narrower or lower than a pixel",
+            "is narrower or lower than a pixel or outside",
         ),
+        (train_annotation(bbox=[-30, 5, 20, 5], iscrowd=0), "untrained", "100", "or outside"),
+        (train_annotation(area=0, iscrowd=0), "untrained", "100", "or whose area is 0"),
+        (
+            train_annotation(bbox=[50, 50, 10, 10], iscrowd=0),
+            "misplaced_boxes",
+            "100",
+            "is not that of their",
+        ),
+        (
+            train_annotation(segmentation=[[5, 5, 9, 5, 7, 5]], iscrowd=0),
+            "empty_masks",
+            "100",
+            "whose mask has no pixel",
+        ),
+        (repeat_image, "repeated_images", "000000000001.jpg", "that are listed more than once"),
+        (name_outside, "names_outside", "../train2017/000000000001.jpg", "lead out of the folder"),
         (
             train_annotation(segmentation=[[8, 8, 24, 8, 24, 24, 8, 24], [1, 1, 2, 2]]),
             "short_polygons",
@@ -185,6 +213,48 @@ def test_an_image_that_is_stored_lying_has_the_size_that_loaders_see(root: Path)
     edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=48, height=80))
     assert validate_dataset(describe(root)).splits["train"].size_mismatches.count == 0
     assert mmcv.imread(path).shape[:2] == (80, 48)
+
+
+def corners(box: list[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+def normalised(box: list[float]) -> list[float]:
+    return [value / 64 for value in box]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda item: item.update(bbox=corners(item["bbox"])),
+            "export boxes as x, y, width, height in pixels",
+        ),
+        (lambda item: item.update(bbox=normalised(item["bbox"])), "which are not trained on"),
+        (lambda item: item.update(bbox=[5, 5, 20, 20]), "whose box (x, y, width, height) is not that"),
+        (lambda item: item.update(area=-1), "which are not trained on"),
+        (lambda item: item.update(segmentation=[[9, 9, 9, 9, 9, 9]]), "whose mask has no pixel"),
+    ],
+)
+def test_a_fault_of_most_objects_is_a_problem(
+    root: Path, change: Callable[[dict[str, Any]], None], sentence: str
+) -> None:
+    def apply(content: dict[str, Any]) -> None:
+        for item in content["annotations"]:
+            if not item["iscrowd"]:
+                change(item)
+
+    edit(root / TRAIN_JSON, apply)
+    problems = validate_dataset(describe(root)).problems
+    assert any("more than half of all " in problem and sentence in problem for problem in problems)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7)])
+def test_tiny_images(root: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(root / "train2017" / "000000000002.jpg")
+    report = validate_dataset(describe(root)).splits["train"]
+    assert (report.unreadable_images.count, report.size_mismatches.count) == (0, 1)
 
 
 def test_headers_alone_do_not_show_that_an_image_is_cut(root: Path) -> None:
