@@ -277,7 +277,7 @@ def test_nonsense_is_either_settings_or_one_sentence(params: Path, document: str
         ),
         ("{path: a.zip, size: 0, md5: x}", "data.archives.0.size is 0, but must be its bytes"),
         (
-            f"{{path: a.zip, size: 1, md5: {32 * chr(48)}, length: 0}}",
+            f"{{path: a.zip, size: 1, md5: {32 * 'a'}, length: 0}}",
             "data.archives.0.length is an unknown key",
         ),
         ("3", "data.archives is 3, but must be a list of archives"),
