@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm import tqdm
 
+import dfvt
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.console import quiet_libraries
 from dfvt.settings import Settings
@@ -17,6 +18,7 @@ from pipelines.stage import DATASET_MANIFEST, replace_folder, run_variant_stage
 
 if TYPE_CHECKING:
     from dfvt.engine.evaluate import CocoEvaluation
+    from dfvt.tracking.mlflow import RunRecorder
 
 EVALUATIONS = Path("evaluations")
 METRICS = Path("metrics")
@@ -73,6 +75,33 @@ def main(settings: Settings, variant: str) -> None:
     if pace.ms_per_image:
         recorder.log_metrics({"ms_per_image": pace.ms_per_image})
     recorder.log_artifacts(EVALUATIONS / variant, "evaluation")
+    keep_model(recorder, settings, variant, manifest, evaluation.metrics)
+
+
+def keep_model(
+    recorder: RunRecorder,
+    settings: Settings,
+    variant: str,
+    manifest: DatasetManifest,
+    metrics: dict[str, float],
+) -> None:
+    """Log the detector as an MLflow model, and register it among those of the same data set."""
+    from dfvt.tracking.models import CHAMPION, log_model, register_model
+
+    run = Path("runs", variant)
+    log_model(
+        recorder,
+        loader_module="dfvt.engine.served",
+        files=[run / "config.py", run / "checkpoint.pth"],
+        code=Path(dfvt.__file__).parent,
+        requirements=Path("requirements.txt"),
+        example=next(manifest.val_images_path.iterdir()),
+    )
+    name = f"{settings.tracking.experiment}-{manifest.name}-{manifest.data_hash[:8]}"
+    tags = json.loads((run / "run.json").read_text())["tags"]
+    version = register_model(recorder, name, tags=tags, metrics=metrics, metric="bbox_mAP")
+    champion = ", the champion" if CHAMPION in version.aliases else ""
+    print(f"evaluate@{variant}: models:/{name}/{version.version}{champion}", file=sys.stderr)
 
 
 def write_evaluation(evaluation: CocoEvaluation, folder: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
@@ -60,7 +61,41 @@ def test_mlflow_shows_one_comparable_run_a_variant(reproduced: Project) -> None:
         tags = {"git.commit", "dvc.lock", "data.hash", "config.hash", "ray.job_id", "ray.trial_id"}
         assert tags <= run.data.tags.keys()
         artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert {"config.py", "checkpoint.pth", "evaluation"} <= artifacts
+        assert {"config.py", "checkpoint.pth", "evaluation", "model"} <= artifacts
+
+
+def test_the_best_detector_is_the_champion_and_finds_what_its_evaluation_found(
+    reproduced: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{reproduced.path / 'mlflow.db'}")
+    manifest = json.loads((reproduced.path / "data/dataset/manifest.json").read_text())
+    (registered,) = MlflowClient().search_registered_models()
+    assert registered.name == f"dfvt-mini-{manifest['data_hash'][:8]}"
+    client = MlflowClient()
+    versions = client.search_model_versions(f"name='{registered.name}'")
+    assert sorted(version.tags["dfvt.variant"] for version in versions) == sorted(VARIANTS)
+    champion = client.get_model_version_by_alias(registered.name, "champion")
+    assert float(champion.tags["bbox_mAP"]) == max(float(version.tags["bbox_mAP"]) for version in versions)
+    monkeypatch.chdir(reproduced.path)
+    detector = mlflow.pyfunc.load_model(f"models:/{registered.name}@champion")
+    val = json.loads(Path("data/dataset/shapes/annotations/instances_val2017.json").read_text())
+    answers = detector.predict(
+        [f"data/dataset/shapes/val2017/{image['file_name']}" for image in val["images"]]
+    )
+    found = [
+        (image["id"], label, score)
+        for image, answer in zip(val["images"], answers, strict=True)
+        for label, score in zip(answer["labels"], answer["scores"], strict=True)
+    ]
+    names = {category["id"]: category["name"] for category in val["categories"]}
+    predictions = Path("evaluations", champion.tags["dfvt.variant"], "predictions.bbox.json")
+    expected = [
+        (item["image_id"], names[item["category_id"]], item["score"])
+        for item in json.loads(predictions.read_text())
+    ]
+    assert len(found) == len(expected) > 0
+    for (*ours, score), (*theirs, other) in zip(sorted(found), sorted(expected), strict=True):
+        assert ours == theirs and score == pytest.approx(other, abs=1e-6)
 
 
 def test_evaluation_equals_the_trainings_last_validation(reproduced: Project) -> None:

@@ -1,0 +1,243 @@
+"""A detector as an MLflow model finds what `dfvt test` finds, in whatever form the images come."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+import torch
+from mlflow import MlflowClient
+from mmcv import Config
+from PIL import Image
+
+import dfvt
+from dfvt.data.manifest import DatasetManifest
+from dfvt.engine.evaluate import predict
+from dfvt.engine.infer import build_bare_detector, load_detector
+from dfvt.engine.served import ServedDetector
+from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.models import log_model, register_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def detector(config: Config, tmp_path: Path) -> Path:
+    """The folder of a detector with random weights."""
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    torch.manual_seed(0)
+    torch.save({"state_dict": build_bare_detector(config).state_dict()}, folder / "checkpoint.pth")
+    (folder / "config.py").write_text(config.pretty_text)
+    return folder
+
+
+@pytest.fixture
+def expected(config: Config, detector: Path) -> dict[Path, dict[str, Any]]:
+    """What an evaluation finds on each validation image."""
+    model, dataset = load_detector(config, detector / "checkpoint.pth", torch.device("cpu"))
+    results = predict(model, dataset, torch.device("cpu"))
+    assert results is not None
+    found = {}
+    for info, (boxes, masks) in zip(dataset.data_infos, results, strict=True):
+        rows = np.concatenate(boxes)
+        order = np.argsort(-rows[:, 4], kind="stable")
+        names = [dataset.CLASSES[label] for label, one in enumerate(boxes) for _ in one]
+        counts = [mask["counts"].decode() for one in masks for mask in one]
+        found[Path(dataset.img_prefix, info["filename"])] = {
+            "boxes": rows[order, :4].tolist(),
+            "scores": rows[order, 4].tolist(),
+            "labels": [names[index] for index in order],
+            "masks": [{"size": [64, 80], "counts": counts[index]} for index in order],
+        }
+    return found
+
+
+def assert_found(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert answer["error"] is None
+    assert (answer["height"], answer["width"]) == (64, 80)
+    assert {key: answer[key] for key in expected} == expected
+
+
+def test_paths_bytes_base64_and_pixels(detector: Path, expected: dict[Path, dict[str, Any]]) -> None:
+    served = ServedDetector(detector)
+    path, found = next(iter(expected.items()))
+    content = path.read_bytes()
+    text = base64.b64encode(content).decode()
+    pixels = np.asarray(Image.open(path))
+    for image in (path, str(path), content, text, f"data:image/jpeg;base64,{text}", pixels, pixels.tolist()):
+        (answer,) = served.predict([image])
+        assert_found(answer, found)
+        json.dumps(answer)
+    for given in (
+        str(path),
+        content,
+        np.array([pixels]),
+        pd.DataFrame({"image": [content]}),
+        pd.Series([text]),
+    ):
+        (answer,) = served.predict(given if not isinstance(given, pd.Series) else given.to_frame())
+        assert_found(answer, found)
+    (sure,) = served.predict([path], {"score": found["scores"][3]})
+    assert len(sure["scores"]) == len(sure["masks"]) == 4
+
+
+def too_large() -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(file, format="png")
+    return file.getvalue()
+
+
+BROKEN = [
+    (b"", "it is empty"),
+    (b"no image", "it is no image that can be read"),
+    ("no such file.jpg", "it is neither the path of a file nor base64"),
+    ("x" * 10_000, "it is"),
+    (too_large(), "it has 12000×12000 pixels, more than 100,000,000"),
+    (7, "int is no image"),
+    (np.zeros((2, 2), np.float64), "an array of float64 is no image"),
+]
+
+
+def test_what_is_no_image_is_a_sentence_beside_the_others(
+    detector: Path, expected: dict[Path, dict[str, Any]]
+) -> None:
+    path, found = next(iter(expected.items()))
+    answers = ServedDetector(detector).predict([*(image for image, _ in BROKEN), path])
+    for answer, (_, sentence) in zip(answers, BROKEN, strict=False):
+        assert sentence in answer["error"] and answer["boxes"] is None
+    assert_found(answers[-1], found)
+
+
+@pytest.fixture
+def logged(detector: Path, tmp_path: Path, shapes: DatasetManifest) -> tuple[str, str]:
+    """A store, and a run in it that has the detector as a model."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return uri, log_run(uri, detector, shapes, tmp_path)
+
+
+def log_run(uri: str, detector: Path, shapes: DatasetManifest, folder: Path) -> str:
+    recorder = RunRecorder.open(
+        uri, "dfvt", artifact_root=folder / "artifacts", run_name="run", tags={}, params={}
+    )
+    log_model(
+        recorder,
+        loader_module="dfvt.engine.served",
+        files=[detector / "config.py", detector / "checkpoint.pth"],
+        code=Path(dfvt.__file__).parent,
+        requirements=ROOT / "requirements.txt",
+        example=next(shapes.val_images_path.iterdir()),
+    )
+    return recorder.run_id
+
+
+def register(uri: str, run_id: str, bbox: float) -> Any:
+    return register_model(
+        RunRecorder.attach(uri, run_id),
+        "dfvt-mini-abc",
+        tags={"git.commit": "beef"},
+        metrics={"bbox_mAP": bbox},
+        metric="bbox_mAP",
+    )
+
+
+def test_the_best_version_is_the_champion_and_loads(
+    logged: tuple[str, str],
+    expected: dict[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri, run_id = logged
+    assert register(uri, run_id, 0.3).aliases == ["champion"]
+    assert register(uri, run_id, 0.3).aliases == [], "as good is not better"
+    assert register(uri, run_id, 0.4).aliases == ["champion"]
+    assert register(uri, run_id, 0.2).aliases == []
+    client = MlflowClient(uri)
+    champion = client.get_model_version_by_alias("dfvt-mini-abc", "champion")
+    assert (int(champion.version), champion.run_id) == (3, run_id)
+    assert champion.tags["git.commit"] == "beef" and float(champion.tags["bbox_mAP"]) == 0.4
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = mlflow.pyfunc.load_model("models:/dfvt-mini-abc@champion")
+    assert model.metadata.signature is not None
+    path, found = next(iter(expected.items()))
+    for images in ([str(path)], [path.read_bytes()], pd.Series([np.asarray(Image.open(path))])):
+        (answer,) = model.predict(images)
+        assert_found(answer, found)
+    requirements = mlflow.pyfunc.get_model_dependencies("models:/dfvt-mini-abc@champion")
+    assert "mmdet==2.28.2" in Path(requirements).read_text()
+
+
+@pytest.fixture
+def server(logged: tuple[str, str]) -> Iterator[str]:
+    """The address of `mlflow models serve`."""
+    uri, run_id = logged
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"runs:/{run_id}/model"]
+    process = subprocess.Popen(
+        [*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
+        env={
+            **os.environ,
+            "PATH": os.pathsep.join(
+                [str(Path(sys.executable).parent), os.environ["PATH"]]
+            ),  # it calls uvicorn
+            "MLFLOW_TRACKING_URI": uri,
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline
+            try:
+                if requests.get(f"{address}/ping", timeout=5).ok:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+@pytest.mark.e2e
+def test_it_is_served_over_http_and_bad_input_does_not_end_it(
+    server: str, expected: dict[Path, dict[str, Any]]
+) -> None:
+    def ask(body: Any) -> requests.Response:
+        return requests.post(f"{server}/invocations", json=body, timeout=60)
+
+    texts = {path: base64.b64encode(path.read_bytes()).decode() for path in expected}
+    answer = ask({"inputs": list(texts.values())})
+    assert answer.ok, answer.text
+    for found, one in zip(expected.values(), answer.json()["predictions"], strict=True):
+        assert_found(one, found)
+    split = {"columns": ["image"], "data": [[text] for text in texts.values()]}
+    table = ask({"dataframe_split": split, "params": {"score": 1.0}})
+    assert [one["boxes"] for one in table.json()["predictions"]] == [[]] * len(texts)
+
+    broken = [base64.b64encode(image).decode() for image, _ in BROKEN if isinstance(image, bytes) and image]
+    for one in ask({"inputs": [*broken, "§"]}).json()["predictions"]:
+        assert one["error"] and "\n" not in one["error"]
+    for body in ({}, {"inputs": None}, {"nonsense": [1]}, {"dataframe_split": {"columns": [], "data": []}}):
+        assert ask(body).status_code >= 400, body
+    path, found = next(iter(expected.items()))
+    assert_found(ask({"inputs": [texts[path]]}).json()["predictions"][0], found)
