@@ -73,7 +73,7 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         lineage=lineage,
     )
     try:
-        run_training(job, [MlflowCurves(recorder), Progress(f"train@{variant}")])
+        run_training(job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")])
     except BaseException as error:
         recorder.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise

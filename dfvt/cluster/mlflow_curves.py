@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from collections.abc import Mapping
@@ -12,27 +13,46 @@ from ray.actor import ActorHandle
 
 from dfvt.cluster.relay import ClusterCallback
 from dfvt.engine.callbacks import EvaluationRecord, StepRecord, TrainingStart
+from dfvt.engine.curves import LOSS_COLUMNS, TRAIN_FILE, VAL_FILE, is_kept
 from dfvt.tracking.mlflow import RunRecorder
 
 SECONDS_BETWEEN_REQUESTS = 10.0
+Point = tuple[int, dict[str, float]]  # a step, and the values that metrics have there
 PATIENCE_SECONDS = 3600.0  # at the end of a training, with a server that does not answer
 
 
 class MlflowCurves(ClusterCallback):
-    """Logs learning curves and validation numbers into an MLflow run, several steps a request.
+    """Logs learning curves and validation numbers into an MLflow run, several steps a request, each once.
 
-    `settings` are numbers that may be others each time that the training begins: they have a curve too.
     What a server that is down did not take is sent with the next request, at the end of the training at last.
+    A training that goes on after a kill sends what its curve files have and the run has not, and nothing
+    that the run has; so does a request after one whose fate is not known.
+
+    Args:
+        recorder: the run.
+        settings: numbers that may be others each time that the training begins: they have a curve too.
+        folder: where the training keeps its curve files, unless it may go on from another one's state.
     """
 
-    def __init__(self, recorder: RunRecorder, settings: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, recorder: RunRecorder, settings: Mapping[str, float] | None = None, folder: Path | None = None
+    ) -> None:
         self.recorder = recorder
         self.settings = settings or {}
-        self.pending: list[tuple[int, dict[str, float]]] = []
+        self.folder = folder
+        self.in_doubt = False
+        self.resumed_at = 0
+        self.known = {"train": -1, "val": -1}  # the last steps that the run has
+        self.best: dict[str, float] = {}
+        self.pending: list[Point] = []
         self.last_request = time.monotonic()
         self.nodes: dict[int, str] = {}
 
     def on_start(self, start: TrainingStart) -> None:
+        if self.folder and start.resumed_from:
+            self.in_doubt, self.resumed_at = True, start.step
+            for _, numbers in read_val(self.folder, start.step):
+                self.update_best(numbers)
         if self.settings:
             self.pending.append(
                 (start.step, {f"settings/{name}": value for name, value in self.settings.items()})
@@ -56,13 +76,30 @@ class MlflowCurves(ClusterCallback):
             "train/images_per_second": record.images_per_second,
             "train/data_seconds": record.data_seconds,
         }
-        self.pending.append((record.step, numbers))
+        self.add(record.step, numbers)
         if time.monotonic() - self.last_request > SECONDS_BETWEEN_REQUESTS:
             self.flush()
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self.pending.append((record.step, {f"val/{name}": value for name, value in record.metrics.items()}))
+        numbers = {f"val/{name}": value for name, value in record.metrics.items()}
+        self.update_best(numbers)
+        self.add(record.step, numbers | self.best)
         self.flush()
+
+    def update_best(self, numbers: Mapping[str, float]) -> None:
+        """Keeps the best mAPs: MLflow's tables show the last value of a metric."""
+        for name in ("bbox_mAP", "segm_mAP"):
+            if f"val/{name}" in numbers:
+                best = f"best_{name}"
+                self.best[best] = max(self.best.get(best, -1.0), numbers[f"val/{name}"])
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Takes a point in that the run has not."""
+        if self.is_new(step, numbers):
+            self.pending.append((step, numbers))
+
+    def is_new(self, step: int, numbers: Mapping[str, float]) -> bool:
+        return step > self.known.get(next(iter(numbers)).split("/")[0], -1)
 
     def on_end(self, checkpoint: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -79,9 +116,45 @@ class MlflowCurves(ClusterCallback):
     def flush(self) -> None:
         """Sends what is pending, or keeps it for the next time when the server cannot be reached."""
         try:
+            if self.in_doubt:
+                self.leave_out_known()
             if self.pending:
                 self.recorder.log_curve(self.pending)
             self.pending.clear()
         except ConnectionError as error:
+            self.in_doubt = True
             print(f"{error}: its numbers are kept, and sent later", file=sys.stderr, flush=True)
         self.last_request = time.monotonic()
+
+    def leave_out_known(self) -> None:
+        """Asks the run what it has, and adds what the curve files have beside that."""
+        for group, name in (("train", "train/loss"), ("val", "val/bbox_mAP")):
+            self.known[group] = self.recorder.last_step(name)
+        lost = []
+        if self.folder and self.resumed_at:
+            lost = [*read_train(self.folder, self.resumed_at), *read_val(self.folder, self.resumed_at)]
+            lost.sort(key=lambda point: point[0])
+        self.pending = [point for point in [*lost, *self.pending] if self.is_new(*point)]
+        self.in_doubt, self.resumed_at = False, 0
+
+
+def read_train(folder: Path, until: int) -> list[Point]:
+    """The points of a training's `curve.csv` up to a step."""
+    names = {name: f"train/{name}" for name in (*LOSS_COLUMNS, "lr", "images_per_second")}
+    return read_points(folder / TRAIN_FILE, names, until)
+
+
+def read_val(folder: Path, until: int) -> list[Point]:
+    """The points of a training's `val.csv` up to a step."""
+    return read_points(folder / VAL_FILE, {name: f"val/{name}" for name in ("bbox_mAP", "segm_mAP")}, until)
+
+
+def read_points(path: Path, names: Mapping[str, str], until: int) -> list[Point]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if is_kept(row, until)]
+    return [
+        (int(row["step"]), {new: float(row[name]) for name, new in names.items() if row.get(name)})
+        for row in rows
+    ]

@@ -134,7 +134,10 @@ def run_trial(
     write_whole(folder / CONFIG, job.config)
     reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
-        curves = MlflowCurves(recorder, settings_of(reports.record) if sweep.segment else {})
+        if sweep.segment:
+            curves = MlflowCurves(recorder, settings_of(reports.record))
+        else:
+            curves = MlflowCurves(recorder, folder=folder)
         with ThreadPoolExecutor(1) as beside:  # the workers take seconds to start meanwhile
             size = beside.submit(size_of, folder / CONFIG)
             run_training(job, [curves, reports], stop)

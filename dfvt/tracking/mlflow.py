@@ -143,15 +143,25 @@ class RunRecorder:
         patience of about two minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`).
         """
         now = time.time_ns() // 1_000_000
-        entities = [
-            Metric(name, float(value), now, step)
-            for step, metrics in points
-            for name, value in metrics.items()
-        ]
-        for start in range(0, len(entities), _MAX_METRICS):
-            batch = entities[start : start + _MAX_METRICS]
-            with self._connected():
-                self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+        batches: list[list[Metric]] = [[]]
+        for step, metrics in points:
+            entities = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+            if (
+                len(batches[-1]) + len(entities) > _MAX_METRICS
+            ):  # a point is in one request: all of it is there or not
+                batches.append([])
+            batches[-1] += entities
+        for batch in filter(None, batches):
+            for start in range(0, len(batch), _MAX_METRICS):
+                with self._connected():
+                    self._client.log_batch(
+                        self.run_id, metrics=batch[start : start + _MAX_METRICS], synchronous=True
+                    )
+
+    def last_step(self, name: str) -> int:
+        """The last step at which a metric has a value, −1 without. Raises ConnectionError as `log_curve`."""
+        with self._connected():
+            return max((one.step for one in self._client.get_metric_history(self.run_id, name)), default=-1)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, over earlier values. Raises ConnectionError as `log_curve` does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from dfvt.models.checkpoints import read_checkpoint
 from tests.conftest import Project
@@ -63,6 +65,19 @@ def assert_no_processes(project: Project) -> None:
     assert [process.cmdline() for process in alive] == []
 
 
+def assert_each_point_once(project: Project) -> None:
+    """MLflow has the curve as its file has it."""
+    run_id = json.loads((project.path / "runs/tiny/run.json").read_text())["mlflow_run_id"]
+    client = MlflowClient(f"sqlite:///{project.path / 'mlflow.db'}")
+    for file, metric in (("curve.csv", "train/loss"), ("val.csv", "val/bbox_mAP")):
+        with (project.path / "runs/tiny" / file).open() as table:
+            rows = list(csv.DictReader(table))
+        logged = sorted(client.get_metric_history(run_id, metric), key=lambda one: one.step)
+        assert [one.step for one in logged] == [int(row["step"]) for row in rows]
+        values = [float(row[metric.split("/")[1]]) for row in rows]
+        assert [one.value for one in logged] == pytest.approx(values, rel=1e-5)
+
+
 @pytest.fixture
 def long_project(prepared: Project) -> Project:
     prepared.set_params(train__num_epochs=12)
@@ -96,6 +111,7 @@ def test_stopped_in_the_middle_it_carries_on(
         line.split(",")[0] for line in (long_project.path / "runs/tiny/curve.csv").read_text().split()[1:]
     ]
     assert steps == [str(step) for step in range(1, 12 * 6 + 1)]
+    assert_each_point_once(long_project)
 
 
 def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) -> None:
@@ -109,3 +125,4 @@ def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) 
     result = long_project.repro("train@tiny")
     assert result.returncode == 0, result.stderr
     assert "train@tiny: continues after step" in result.stderr
+    assert_each_point_once(long_project)

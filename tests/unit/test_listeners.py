@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.relay import QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
+from dfvt.engine.curves import CurveFiles
 
 START = TrainingStart(step=0, max_steps=2, epoch=0, max_epochs=1)
 STEP = StepRecord(
@@ -51,8 +53,77 @@ def test_curves_are_sent_once_and_in_order() -> None:
     assert sent[0][1] == {
         "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 8.0, "train/data_seconds": 0.1
     }  # fmt: skip
-    assert sent[1][1] == {"val/bbox_mAP": 0.5}
+    assert sent[1][1] == {"val/bbox_mAP": 0.5, "best_bbox_mAP": 0.5}
     assert recorder.log_curve.call_count == 1
+
+
+class Run:
+    """A run of a tracking store that may lose an answer after it took the numbers."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[str, int, float]] = []
+        self.lose_answers = 0
+
+    def log_curve(self, points: list[tuple[int, dict[str, float]]]) -> None:
+        self.points += [(name, step, value) for step, numbers in points for name, value in numbers.items()]
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise ConnectionError("the store cannot be reached")
+
+    def last_step(self, name: str) -> int:
+        return max((step for known, step, _ in self.points if known == name), default=-1)
+
+    def steps(self, name: str) -> list[int]:
+        return [step for known, step, _ in self.points if known == name]
+
+
+def step_at(step: int) -> StepRecord:
+    return replace(STEP, step=step, max_steps=9, losses={"loss": float(step)})
+
+
+def test_an_answer_that_is_lost_doubles_no_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfvt.cluster.mlflow_curves.SECONDS_BETWEEN_REQUESTS", -1.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    run = Run()
+    curves = MlflowCurves(run)  # type: ignore[arg-type]
+    curves.on_start(START)
+    for step in range(1, 10):
+        run.lose_answers = int(step in (2, 3, 7))
+        curves.on_step(step_at(step))
+    curves.on_evaluation(replace(EVALUATION, step=9))
+    curves.on_end(Path("checkpoint.pth"))
+    assert run.steps("train/loss") == list(range(1, 10))
+    assert run.steps("val/bbox_mAP") == [9]
+
+
+@pytest.mark.parametrize("sent", [0, 3, 5, 7])
+def test_a_killed_training_that_goes_on_has_each_point_once(tmp_path: Path, sent: int) -> None:
+    """Its state is that of step 5, its run has more or less than that."""
+    run, files = Run(), CurveFiles(tmp_path)
+    files.on_start(START)
+    for step in range(1, 8):
+        files.on_step(step_at(step))
+        if step in (3, 6):
+            files.on_evaluation(
+                EvaluationRecord(step, 1, {"bbox_mAP": step / 10, "segm_mAP": 0.5 - step / 100})
+            )
+    for step in range(1, sent + 1):
+        run.log_curve([(step, {"train/loss": float(step)})])
+        if step in (3, 6):
+            run.log_curve([(step, {"val/bbox_mAP": step / 10})])
+    curves = MlflowCurves(run, folder=tmp_path)  # type: ignore[arg-type]
+    start = replace(START, step=5, resumed_from=tmp_path / "latest.pth")
+    for listener in (curves, CurveFiles(tmp_path)):
+        listener.on_start(start)
+    for step in range(6, 10):
+        curves.on_step(step_at(step))
+        if step in (6, 9):
+            curves.on_evaluation(EvaluationRecord(step, 1, {"bbox_mAP": 0.1, "segm_mAP": 0.1}))
+    curves.on_end(Path("checkpoint.pth"))
+    assert run.steps("train/loss") == list(range(1, 10))
+    assert run.steps("val/bbox_mAP") == [3, 6, 9]
+    assert [value for name, step, value in run.points if name == "best_bbox_mAP" and step == 9] == [0.3]
+    assert [value for name, step, value in run.points if name == "best_segm_mAP" and step == 9] == [0.47]
 
 
 def test_numbers_of_an_outage_are_sent_after_it(
@@ -62,6 +133,7 @@ def test_numbers_of_an_outage_are_sent_after_it(
     monkeypatch.setattr("time.sleep", pauses.append)
     sent: list[int] = []
     recorder = Mock()
+    recorder.last_step.return_value = -1
     outage = [ConnectionError("the store cannot be reached")] * 3
 
     def log_curve(points: list[tuple[int, dict[str, float]]]) -> None:
@@ -80,6 +152,7 @@ def test_an_outage_without_end_fails_in_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("dfvt.cluster.mlflow_curves.PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr("dfvt.cluster.mlflow_curves.SECONDS_BETWEEN_REQUESTS", 0.01)
     recorder = Mock()
+    recorder.last_step.return_value = -1
     recorder.log_curve.side_effect = ConnectionError("the store cannot be reached")
     with pytest.raises(RuntimeError, match="the MLflow store takes no numbers"):
         tell(MlflowCurves(recorder))
