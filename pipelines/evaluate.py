@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = Path("evaluations")
 METRICS = Path("metrics")
+UNFIT = re.compile(r"[^\w. -]")  # of a class, in the name of a metric
 
 
 def main(settings: Settings, variant: str) -> None:
@@ -74,8 +76,19 @@ def main(settings: Settings, variant: str) -> None:
     recorder.log_metrics({**evaluation.metrics, "num_params": size["num_params"], "flops": size["flops"]})
     if pace.ms_per_image:
         recorder.log_metrics({"ms_per_image": pace.ms_per_image})
+    recorder.log_metrics(class_metrics(evaluation))
     recorder.log_artifacts(EVALUATIONS / variant, "evaluation")
     keep_model(recorder, settings, variant, manifest, evaluation.metrics)
+
+
+def class_metrics(evaluation: CocoEvaluation) -> dict[str, float]:
+    """AP of each class that has one, under names that MLflow takes."""
+    return {
+        f"{iou_type}_AP/{UNFIT.sub('_', name)}": value
+        for iou_type, of_class in evaluation.class_ap.items()
+        for name, value in of_class.items()
+        if value >= 0
+    }
 
 
 def keep_model(

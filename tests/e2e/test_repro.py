@@ -55,6 +55,9 @@ def test_mlflow_shows_one_comparable_run_a_variant(reproduced: Project) -> None:
         for name in [name for names in AP_KEYS.values() for name in names]:
             assert run.data.metrics[name] == pytest.approx(metrics[name], abs=1e-6)
         assert run.data.metrics["num_params"] > 1e6
+        assert run.data.metrics["best_bbox_mAP"] >= run.data.metrics["val/bbox_mAP"]
+        assert run.data.metrics["ms_per_image"] > 0
+        assert {"bbox_AP/disk", "segm_AP/star"} <= run.data.metrics.keys()
         assert run.data.metrics["flops"] > 1e8
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 12
         assert {"lr", "num_epochs", "batch_size", "seed"} <= run.data.params.keys()
