@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dfvt.tracking.runs import RunInfo
 
+NOTES = ("run.json", "trial.json")  # beside the curve files, they name the run
+TRAININGS = ("runs/*/run.json", ".dfvt/train/*/run.json", ".dfvt/sweeps/*/trials/*/trial.json")
 MOST_CONFIGS = 10  # of so many runs the configs are fetched and compared
 
 
@@ -50,6 +53,21 @@ def add_compare_commands(commands: _SubParsersAction) -> None:
     find.add_argument("keys", nargs="*", metavar="KEY")
     _experiment_arguments(find)
     find.set_defaults(run=_find)
+    _add_sync(actions)
+
+
+def _add_sync(actions: _SubParsersAction) -> None:
+    summary = "Send MLflow the points of the curve files that it has not, after an outage or a kill."
+    sync = actions.add_parser("sync", help=summary, description=summary)
+    sync.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help="of a training; default: all trainings and trials of the project",
+    )
+    sync.add_argument("--debug", action="store_true", help="show where an error comes from")
+    sync.set_defaults(run=_sync)
 
 
 def _experiment_arguments(parser: ArgumentParser) -> None:
@@ -131,4 +149,28 @@ def _find(options: Namespace) -> int:
         tags = [run.tags.get(tag, "")[:10] for tag in ("git.commit", "config.hash", "data.hash")]
         table.add_row(run.run_id, run.name, run.status.lower(), run.tags.get("dfvt.variant", ""), *tags)
     Console().print(table)
+    return 0
+
+
+def _sync(options: Namespace) -> int:
+    from dfvt.cluster.mlflow_curves import send_missing
+    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+
+    notes = [one for folder in options.folders for name in NOTES if (one := folder / name).is_file()]
+    if len(notes) < len(options.folders):
+        raise ValueError(f"each folder must hold {' or '.join(NOTES)}, which name its run")
+    if not options.folders:
+        notes = sorted(one for pattern in TRAININGS for one in Path().glob(pattern))
+    num_points = 0
+    for note in notes:
+        noted = json.loads(note.read_text())
+        uri = noted.get("tracking_uri") or tracking_uri(Path.cwd())
+        try:
+            sent = send_missing(RunRecorder.attach(uri, noted["mlflow_run_id"]), note.parent)
+        except ConnectionError as error:
+            raise ValueError(str(error)) from error
+        if sent:
+            print(f"{note.parent}: {sent} points")
+        num_points += sent
+    print(f"{num_points} points of {len(notes)} runs were missing, and are sent")
     return 0

@@ -158,3 +158,18 @@ def read_points(path: Path, names: Mapping[str, str], until: int) -> list[Point]
         (int(row["step"]), {new: float(row[name]) for name, new in names.items() if row.get(name)})
         for row in rows
     ]
+
+
+def send_missing(recorder: RunRecorder, folder: Path) -> int:
+    """Sends a run what the curve files in a training's folder have and it has not; returns how many points.
+
+    Raises:
+        ConnectionError: the server cannot be reached.
+    """
+    known = {"train": recorder.last_step("train/loss"), "val": recorder.last_step("val/bbox_mAP")}
+    points = [
+        *(point for point in read_train(folder, sys.maxsize) if point[0] > known["train"]),
+        *(point for point in read_val(folder, sys.maxsize) if point[0] > known["val"]),
+    ]
+    recorder.log_curve(sorted(points, key=lambda point: point[0]))
+    return len(points)

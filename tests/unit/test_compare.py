@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sqlite3
 import time
 from pathlib import Path
@@ -195,6 +196,27 @@ def test_the_commands(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("tiny") == 0  # names are "first" and "second"
     assert main(["runs", "find", recorder.run_id[:8]]) == 0
     assert recorder.run_id in capsys.readouterr().out
+
+
+def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = record(store, "first", {})
+    recorder.log_curve([(step, {"train/loss": float(step)}) for step in (1, 2)])
+    for folder in ("runs/tiny", ".dfvt/sweeps/s/trials/0001"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "curve.csv").write_text(
+            "step,epoch,loss,lr\n" + "".join(f"{n},1,{n}.5,0.1\n" for n in range(1, 6))
+        )
+        Path(folder, "val.csv").write_text("step,epoch,bbox_mAP,segm_mAP\n5,1,0.25,0.125\n")
+    noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": store}
+    Path("runs/tiny/run.json").write_text(json.dumps(noted))
+    Path(".dfvt/sweeps/s/trials/0001/trial.json").write_text(json.dumps(noted))
+    assert main(["runs", "sync"]) == 0
+    assert "4 points of 2 runs were missing" in capsys.readouterr().out
+    history = MlflowClient(store).get_metric_history(recorder.run_id, "train/loss")
+    assert sorted((one.step, one.value) for one in history) == [(1, 1), (2, 2), (3, 3.5), (4, 4.5), (5, 5.5)]
+    assert main(["runs", "sync", "runs/tiny"]) == 0
+    assert "0 points of 1 runs" in capsys.readouterr().out
+    assert main(["runs", "sync", "nowhere"]) == 2
 
 
 @pytest.mark.parametrize(
