@@ -110,8 +110,8 @@ def _doctor(options: Namespace) -> int:
     problems = [problem for report in reports for problem in report.problems]
     for problem in problems:
         print(problem, file=sys.stderr)
-    what = f"{len(problems)} thing{'s' * (len(problems) > 1)} would fail" if problems else "nothing would fail"
-    print(f"{len(reports)} node{'s' * (len(reports) > 1)}: {what}")
+    what = f"{len(problems)} would fail" if problems else "nothing would fail"
+    print(f"{len(reports)} node{'s' * (len(reports) > 1)} examined: {what}")
     return int(bool(problems))
 
 
