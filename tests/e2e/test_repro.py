@@ -165,6 +165,8 @@ def test_no_absolute_path_of_the_project_is_in_what_it_commits(reproduced: Proje
 
 
 def test_results_are_pushed_to_a_remote_and_pulled_in_a_clone(reproduced: Project, tmp_path: Path) -> None:
+    for back in (["git", "checkout", "--", "."], ["dvc", "checkout"]):  # other tests changed a parameter
+        assert reproduced.run(*back).returncode == 0
     clone = Project(tmp_path / "a clone")
     assert reproduced.run("git", "clone", "-q", ".", str(clone.path)).returncode == 0
     (clone.path / ".venv").symlink_to(Path(sys.prefix))
