@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ Commands = _SubParsersAction  # what `add_subparsers` makes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    # OpenMP's threads soon wait asleep, see pipelines.stage; set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return options.run(options) or 0
     except (ValueError, FileNotFoundError) as error:

@@ -102,13 +102,14 @@ def _compare(options: Namespace) -> int:
     if not runs:
         raise ValueError("there are no such runs to compare: `dfvt runs find` lists what there is")
     rows = rows_of(runs, each=options.each, metric=options.metric)
-    if not any(row.metric(options.metric) for row in rows):
+    if not options.all and not any(row.metric(options.metric) for row in rows):
         raise ValueError(f"none of the runs has a number {options.metric!r}")
     print(markdown(rows))
     if not any(run.tags.get("dfvt.profile") == COMPARABLE for run in runs):
         print(f"\nNot beside the published results: those are of profile {COMPARABLE}.")
     if options.out:
         save_comparison(rows, _config_differences(uri, runs), options.out)
+        print(f"\nwritten: {options.out / 'compare.html'}, and .md, .csv and plots beside it")
     if options.gate is None:
         return 0
     below = missed(rows, options.gate)

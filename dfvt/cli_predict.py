@@ -72,7 +72,8 @@ def _predict(options: Namespace) -> int:
                 unreadable += 1
                 bar.write(f"dfvt: {path}: {prediction}", file=sys.stderr)
                 continue
-            num_objects += files.add(str(path), prediction)
+            drawn = None if options.no_pictures else f"pictures/{picture}"
+            num_objects += files.add(str(path), prediction, drawn)
             if not options.no_pictures:
                 image = read_image(path)[..., ::-1]
                 draw_prediction(

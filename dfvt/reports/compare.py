@@ -59,7 +59,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.first.name if len(self.runs) == 1 else f"{self.first.name} … ({len(self.runs)} seeds)"
+        return self.first.name if len(self.runs) == 1 else f"{self.first.name} … ({len(self.runs)} runs)"
 
     def mean(self, number: Callable[[RunInfo], float | None]) -> Mean | None:
         """The mean of a number over those of the runs that have it."""

@@ -32,11 +32,12 @@ class PredictionFiles:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add(self, name: str, prediction: Prediction) -> int:
+    def add(self, name: str, prediction: Prediction, picture: str | None = None) -> int:
         """Takes in what was found on the image `name`; returns how many objects are sure enough."""
         image_id = len(self.images) + 1
         size = {"height": prediction.height, "width": prediction.width}
-        self.images.append({"id": image_id, "file_name": name, **size})
+        shown = {} if picture is None else {"picture": picture}
+        self.images.append({"id": image_id, "file_name": name, **size, **shown})
         sure = np.flatnonzero(prediction.scores >= self.score_threshold)
         for index in sure:
             x1, y1, x2, y2 = (float(value) for value in prediction.boxes[index])

@@ -64,7 +64,7 @@ def test_seeds_of_one_setting_are_one_row_with_mean_and_deviation() -> None:
     rows = rows_of(runs)
     assert [len(row.runs) for row in rows] == [3, 1]
     first, second = cells_of(rows)
-    assert first["run"] == "tiny coco2017 … (3 seeds)"
+    assert first["run"] == "tiny coco2017 … (3 runs)"
     assert first["box mAP"] == "35.0 ± 1.0"
     assert (first["lr"], second["lr"]) == ("0.0001", "0.0002")
     assert "seed" in second and first["seed"] == ""
@@ -192,6 +192,9 @@ def test_the_commands(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "first", "--gate", "5"]) == 0
     assert main(["compare"]) == 0
     assert "left out without --all: 1 failed" in capsys.readouterr().err
+    record(store, "begun", {}, lr=3)
+    assert main(["compare", "--all", "--sweep", "begun"]) == 0
+    assert "| begun | DFvT-T | running |" in capsys.readouterr().out
     assert main(["compare", "--all", "--each"]) == 0
     assert capsys.readouterr().out.count("tiny") == 0  # names are "first" and "second"
     assert main(["runs", "find", recorder.run_id[:8]]) == 0

@@ -157,6 +157,9 @@ def test_files_of_one_name_have_pictures_of_their_own(
     assert main([*arguments, "--gpus", "0"]) == 0
     names = {path.name for path in (tmp_path / "found/pictures").iterdir()}
     assert names == {"one-0001.jpg", "one-0002.jpg"}
+    content = json.loads((tmp_path / "found/predictions.json").read_text())
+    pictures = {image["file_name"]: image["picture"] for image in content["images"]}
+    assert pictures == {images[0]: "pictures/one-0001.jpg", images[1]: "pictures/one-0002.jpg"}
 
 
 @pytest.mark.parametrize(
