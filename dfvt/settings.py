@@ -370,7 +370,9 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
         section = field.annotation
     if error["type"] == "missing":
         return f"{key} is missing, it must be {allowed}"
-    return f"{key} is {_shown(error['input'])}, but must be {allowed}"
+    reason = str(error.get("ctx", {}).get("error", ""))
+    which = f", {reason}," if reason.startswith("whose ") else ","
+    return f"{key} is {_shown(error['input'])}{which} but must be {allowed}"
 
 
 def _section_of_entries(annotation: object) -> type[BaseModel] | None:

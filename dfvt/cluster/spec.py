@@ -74,15 +74,19 @@ def _as_domain(value: object) -> Domain:
     if len(content) != 1 or not isinstance(conditions, dict):
         raise ValueError("names no kind of domain, or several")
     ((kind, values),) = content.items()
-    if kind not in get_args(Kind) or not isinstance(values, list) or not values:
+    if kind not in get_args(Kind) or not isinstance(values, list):
         raise ValueError("is no known kind of domain with a list")
+    if not values:
+        raise ValueError("whose list is empty")
     if kind in RANGES:
         numbers = [number for number in values if isinstance(number, int | float) and math.isfinite(number)]
         whole = kind != "randint" or all(isinstance(number, int) for number in numbers)
-        if len(values) != 2 or len(numbers) != 2 or not whole or numbers[0] >= numbers[1]:
+        if len(values) != 2 or len(numbers) != 2 or not whole:
             raise ValueError("is no range")
+        if numbers[0] >= numbers[1]:
+            raise ValueError("whose lower end is not below the upper one")
         if kind == "loguniform" and numbers[0] <= 0:
-            raise ValueError("starts at or below 0")
+            raise ValueError("whose lower end is not above 0")
     when = {
         str(key): tuple(wanted) if isinstance(wanted, list) else (wanted,)
         for key, wanted in conditions.items()

@@ -126,10 +126,10 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("variants: [huge]", "variants is"),
         ("variants: []", "variants is [], but must be a list of tiny, small, base"),
         ("space: {lr: [1, 2]}", "space.lr is [1, 2], but must be one of {choice: […]}"),
-        ("space: {lr: {loguniform: [0, 1]}}", "space.lr is {'loguniform': [0, 1]}, but must be"),
-        ("space: {lr: {uniform: [2, 1]}}", "space.lr is {'uniform': [2, 1]}, but must be"),
+        ("space: {lr: {loguniform: [0, 1]}}", "space.lr is {'loguniform': [0, 1]}, whose"),
+        ("space: {lr: {uniform: [2, 1]}}", "space.lr is {'uniform': [2, 1]}, whose"),
         ("space: {lr: {randint: [0.5, 2]}}", "space.lr is {'randint': [0.5, 2]}, but must be"),
-        ("space: {lr: {choice: []}}", "space.lr is {'choice': []}, but must be"),
+        ("space: {lr: {choice: []}}", "space.lr is {'choice': []}, whose"),
         ("space: {lr: {choice: [1], grid: [2]}}", "space.lr is"),
         ("algorithm: grid", "algorithm grid takes grid domains alone, but space.lr is loguniform"),
         ("algorithm: optuna", "space.model.backbone.drop_path_rate cannot be a grid: write choice"),
@@ -160,3 +160,18 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, change: str, sentence: str) -
         spec_of(tmp_path, "\n".join([*kept, change]))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("domain", "reason"),
+    [
+        ("{loguniform: [1.0e-3, 1.0e-5]}", "whose lower end is not below the upper one"),
+        ("{loguniform: [0, 1]}", "whose lower end is not above 0"),
+        ("{choice: []}", "whose list is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_domain_is_said(tmp_path: Path, domain: str, reason: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"name: a\nspace: {{lr: {domain}}}\n")
+    with pytest.raises(ValueError, match=f"space.lr is .*, {reason}, but must be one of"):
+        load_spec(path)
