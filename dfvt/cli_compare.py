@@ -132,7 +132,7 @@ def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str
             (place := Path(folder, run.run_id)).mkdir()
             config = fetch_artifact(uri, run.run_id, "config.py", place)
             if config:
-                configs[f"{run.name} {run.run_id[:6]}"] = load_config(config)._cfg_dict
+                configs[f"{run.name} {run.run_id[:6]}"] = dict(load_config(config).items())
     return config_differences(configs)
 
 

@@ -95,11 +95,9 @@ class MlflowCurves(ClusterCallback):
 
     def add(self, step: int, numbers: dict[str, float]) -> None:
         """Takes a point in that the run has not."""
-        if self.is_new(step, numbers):
-            self.pending.append((step, numbers))
-
-    def is_new(self, step: int, numbers: Mapping[str, float]) -> bool:
-        return step > self.known.get(next(iter(numbers)).split("/")[0], -1)
+        point = step, numbers
+        if is_new(point, self.known):
+            self.pending.append(point)
 
     def on_end(self, checkpoint: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -128,20 +126,28 @@ class MlflowCurves(ClusterCallback):
 
     def leave_out_known(self) -> None:
         """Asks the run what it has, and adds what the curve files have beside that."""
-        for group, name in (("train", "train/loss"), ("val", "val/bbox_mAP")):
-            self.known[group] = self.recorder.last_step(name)
-        lost = []
-        if self.folder and self.resumed_at:
-            lost = [*read_train(self.folder, self.resumed_at), *read_val(self.folder, self.resumed_at)]
-            lost.sort(key=lambda point: point[0])
-        self.pending = [point for point in [*lost, *self.pending] if self.is_new(*point)]
+        self.known = last_steps(self.recorder)
+        lost = read_curves(self.folder, self.resumed_at) if self.folder and self.resumed_at else []
+        self.pending = [point for point in [*lost, *self.pending] if is_new(point, self.known)]
         self.in_doubt, self.resumed_at = False, 0
 
 
-def read_train(folder: Path, until: int) -> list[Point]:
-    """The points of a training's `curve.csv` up to a step."""
+def last_steps(recorder: RunRecorder) -> dict[str, int]:
+    """The last steps of a run's training and validation curves. Raises ConnectionError without a server."""
+    return {"train": recorder.last_step("train/loss"), "val": recorder.last_step("val/bbox_mAP")}
+
+
+def is_new(point: Point, known: Mapping[str, int]) -> bool:
+    """Whether a point comes after what its curve has."""
+    step, numbers = point
+    return step > known.get(next(iter(numbers)).split("/")[0], -1)
+
+
+def read_curves(folder: Path, until: int) -> list[Point]:
+    """The points of a training's curve files up to a step, in their order."""
     names = {name: f"train/{name}" for name in (*LOSS_COLUMNS, "lr", "images_per_second")}
-    return read_points(folder / TRAIN_FILE, names, until)
+    points = [*read_points(folder / TRAIN_FILE, names, until), *read_val(folder, until)]
+    return sorted(points, key=lambda point: point[0])
 
 
 def read_val(folder: Path, until: int) -> list[Point]:
@@ -166,10 +172,7 @@ def send_missing(recorder: RunRecorder, folder: Path) -> int:
     Raises:
         ConnectionError: the server cannot be reached.
     """
-    known = {"train": recorder.last_step("train/loss"), "val": recorder.last_step("val/bbox_mAP")}
-    points = [
-        *(point for point in read_train(folder, sys.maxsize) if point[0] > known["train"]),
-        *(point for point in read_val(folder, sys.maxsize) if point[0] > known["val"]),
-    ]
-    recorder.log_curve(sorted(points, key=lambda point: point[0]))
+    known = last_steps(recorder)
+    points = [point for point in read_curves(folder, sys.maxsize) if is_new(point, known)]
+    recorder.log_curve(points)
     return len(points)

@@ -7,8 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from dfvt.cluster.records import TakeOver, TrialRecord, write_whole
+from dfvt.cluster.records import TakeOver, TrialRecord
 from dfvt.cluster.spec import Assignment
+from dfvt.data.files import write_whole
 
 STATES = "latest*.pth"
 STATE, BEST = "latest.pth", "best.pth"

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from dfvt.cluster.spec import SweepSpec, num_trials_of
+from dfvt.data.files import write_whole
 
 # Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
 # the commit that it was submitted from, as JSON.
@@ -65,14 +66,6 @@ class TrialRecord:
 
     def save(self, folder: Path) -> None:
         write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a text file that appears, or is replaced, when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def load_records(folder: Path) -> list[TrialRecord]:

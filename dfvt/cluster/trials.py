@@ -16,11 +16,12 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.population import TAKEN_OVER
-from dfvt.cluster.records import TrialRecord, write_whole
+from dfvt.cluster.records import TrialRecord
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.cluster.trainable import Result, Sweep
+from dfvt.data.files import write_whole
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
 from dfvt.tracking.lineage import config_hash
 from dfvt.tracking.mlflow import RunRecorder

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from dfvt.data.decoding import DAMAGE, decode_coarsely
+
 MAX_PIXELS = 100_000_000  # decoded they take 300 MB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -66,13 +68,12 @@ def require_sound(content: bytes) -> None:
             image = Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height <= MAX_PIXELS:
-                image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
-                image.load()
+                decode_coarsely(image)
     except UnidentifiedImageError as error:
         raise ValueError("it is no image that can be read") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {MAX_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError) as error:  # how Pillow names damage
+    except DAMAGE as error:
         raise ValueError(f"it is damaged ({error})") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width}×{height} pixels, more than {MAX_PIXELS:,}")

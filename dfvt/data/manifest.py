@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dfvt.data.files import write_whole
 
 
 class DatasetManifest(BaseModel):
@@ -64,7 +65,4 @@ class DatasetManifest(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the manifest as JSON; the file appears when it is complete."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, self.model_dump_json(indent=2) + "\n")

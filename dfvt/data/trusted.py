@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from dfvt.data.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,4 @@ def note_fingerprint(lock: Path, name: str, fingerprint: Fingerprint) -> None:
     """Adds a file; the lock file appears whole."""
     content = {**read_fingerprints(lock), name: fingerprint}
     text = json.dumps({key: asdict(content[key]) for key in sorted(content)}, indent=2) + "\n"
-    partial = lock.with_name(f".{lock.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(lock)
+    write_whole(lock, text)

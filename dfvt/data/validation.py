@@ -23,6 +23,7 @@ from dfvt.data.coco import (
     is_there,
     read_annotations,
 )
+from dfvt.data.decoding import DAMAGE, decode_coarsely
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.outlines import Box, Fault, judge_outline
 
@@ -388,9 +389,8 @@ def _image_size(path: Path, *, decode: bool) -> tuple[int, int] | None:
             width, height = image.size
             rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
             if decode:
-                image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # how Pillow names damage
+                decode_coarsely(image)
+    except (*DAMAGE, Image.DecompressionBombError):
         return None
     return (height, width) if rotated else (width, height)
 

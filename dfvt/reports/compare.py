@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,16 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from dfvt.data.files import write_whole
 from dfvt.reports import pages
 from dfvt.reports.curves import STYLE, VARIANT_COLOURS, save_figure
 from dfvt.reports.published import PUBLISHED, SOURCE
+from dfvt.reports.results import markdown_table
 from dfvt.tracking.runs import RunInfo
 
 COMPARABLE = "coco2017"  # the profile whose numbers may stand beside the published ones
 STOPPED = "dfvt.stopped_after_epoch"
+SETTING = ("dfvt.variant", "dfvt.profile", "data.hash", "config.hash", STOPPED)  # alike in runs of one row
 METRICS = {"bbox_mAP": "box mAP", "segm_mAP": "mask mAP"}
 NONE = "\N{EN DASH}"
 
@@ -101,9 +104,7 @@ def rows_of(runs: Sequence[RunInfo], *, each: bool = False, metric: str = "bbox_
     groups: dict[Any, list[RunInfo]] = {}
     for run in runs:
         params = tuple((key, run.params.get(key, "")) for key in keys if key != "seed")
-        tags = tuple(
-            run.tags.get(name, "") for name in ("dfvt.variant", "dfvt.profile", "data.hash", STOPPED)
-        )
+        tags = tuple(run.tags.get(name, "") for name in SETTING)
         groups.setdefault(run.run_id if each else (params, tags), []).append(run)
     rows = [
         Row(
@@ -192,9 +193,9 @@ def _shown(mean: Mean | None, factor: float, digits: int, unit: str = "") -> str
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table."""
     header, cells = table_of(rows)
-    ruler = ["---"] * 2 + ["---:"] * (len(header) - 2)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *escaped))
+    return markdown_table(
+        header, [[cell.replace("|", "\\|") for cell in row] for row in cells], text_columns=2
+    )
 
 
 def save_comparison(rows: Sequence[Row], differences: Mapping[str, Mapping[str, str]], folder: Path) -> None:
@@ -210,17 +211,14 @@ def save_comparison(rows: Sequence[Row], differences: Mapping[str, Mapping[str, 
         names = list(dict.fromkeys(name for values in differences.values() for name in values))
         lines = [[key, *(values.get(name, NONE) for name in names)] for key, values in differences.items()]
         body += [pages.heading("Config keys that differ"), pages.table(["key", *names], lines)]
-        ruler = ["---"] * (len(names) + 1)
-        text += "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in (["key", *names], ruler, *lines))
+        text += "\n\n" + markdown_table(["key", *names], lines, text_columns=len(names) + 1)
     figure = draw_pareto(rows)
     if figure:
         save_figure(figure, folder / "pareto.png")
         body.append(pages.drawing(figure))
         text += "\n\n![mAP against cost](pareto.png)"
     pages.save_page(pages.page("Comparison", body), folder / "compare.html")
-    aside = folder / f".compare.md.{os.getpid()}.partial"
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(folder / "compare.md")
+    write_whole(folder / "compare.md", text + "\n")
     write_csv([run for row in rows for run in row.runs], folder / "compare.csv")
 
 
@@ -231,18 +229,17 @@ def write_csv(runs: Sequence[RunInfo], path: Path) -> None:
         for part in (lambda run: run.params, lambda run: run.metrics, lambda run: run.tags)
     )
     tags = [tag for tag in tags if not tag.startswith("mlflow.")]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run_id", "name", "status", "seconds", *params, *metrics, *tags])
-        for run in runs:
-            writer.writerow(
-                [run.run_id, run.name, run.status, run.seconds]
-                + [run.params.get(key, "") for key in params]
-                + [run.metrics.get(key, "") for key in metrics]
-                + [run.tags.get(key, "") for key in tags]
-            )
-    aside.replace(path)
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow(["run_id", "name", "status", "seconds", *params, *metrics, *tags])
+    for run in runs:
+        writer.writerow(
+            [run.run_id, run.name, run.status, run.seconds]
+            + [run.params.get(key, "") for key in params]
+            + [run.metrics.get(key, "") for key in metrics]
+            + [run.tags.get(key, "") for key in tags]
+        )
+    write_whole(path, lines.getvalue())
 
 
 def draw_pareto(rows: Sequence[Row]) -> Figure | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+from dfvt.data.files import write_whole
 
 JPEG_QUALITY = 88
 LARGEST_PICTURE = 640  # pixels
@@ -135,7 +136,4 @@ def save_page(text: str, path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file: name one for the page")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text)

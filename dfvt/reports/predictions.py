@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from dfvt.data.files import write_whole
 from dfvt.engine.predict import Prediction
 from dfvt.reports.gallery import draw_instances
 from dfvt.reports.pages import JPEG_QUALITY
@@ -60,9 +60,7 @@ class PredictionFiles:
         """Writes the file; it appears when it is complete."""
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(self.classes)]
         content = {"images": self.images, "annotations": self.annotations, "categories": categories}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(content))
 
 
 def draw_prediction(

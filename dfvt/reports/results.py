@@ -176,7 +176,7 @@ def _accuracy_table(results: Sequence[DetectorResult]) -> str:
         box, mask = _percent(result.bbox[0]), _percent(result.segm[0])
         rows.append([published.name, box, f"{published.bbox_map:.1f}", mask, f"{published.segm_map:.1f}"])
     header = ["detector", "box mAP, ours", "box mAP, published", "mask mAP, ours", "mask mAP, published"]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _size_table(results: Sequence[DetectorResult]) -> str:
@@ -198,7 +198,7 @@ def _size_table(results: Sequence[DetectorResult]) -> str:
                 f"{_giga(published.flops_counted)} ({_giga(published.flops_counted_with_attention)})",
             ]
         )
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _detail_table(results: Sequence[DetectorResult]) -> str:
@@ -208,7 +208,7 @@ def _detail_table(results: Sequence[DetectorResult]) -> str:
         for result in results
         for kind, values in (("box", result.bbox), ("mask", result.segm))
     ]
-    return _table(["detector", "of", *names], rows, text_columns=2)
+    return markdown_table(["detector", "of", *names], rows, text_columns=2)
 
 
 def _run_table(results: Sequence[DetectorResult]) -> str:
@@ -225,10 +225,12 @@ def _run_table(results: Sequence[DetectorResult]) -> str:
                 f"`{result.run.mlflow_run_id}`",
             ]
         )
-    return _table(["detector", "config", "config hash", "git commit", "MLflow run"], rows, text_columns=5)
+    return markdown_table(
+        ["detector", "config", "config hash", "git commit", "MLflow run"], rows, text_columns=5
+    )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
     """A Markdown table; the columns after the first `text_columns` hold numbers, aligned to the right."""
     ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *rows))

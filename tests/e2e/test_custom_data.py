@@ -52,7 +52,7 @@ def test_real_images_of_80_classes_train_and_evaluate(project: Project, released
     )
     result = project.repro("evaluate@tiny")  # the other variants differ in their config alone
     assert result.returncode == 0, result.stderr
-    assert "images with the content of one of another split" in result.stderr  # train and val are the same here
+    assert "images with the content of one of another split" in result.stderr  # train and val are one
     metrics = json.loads((project.path / "metrics/evaluate_tiny.json").read_text())
     assert 0 <= metrics["bbox_mAP"] <= 1
     config = (project.path / "runs/tiny/config.py").read_text().replace(" ", "")

@@ -73,6 +73,11 @@ def test_seeds_of_one_setting_are_one_row_with_mean_and_deviation() -> None:
     assert [len(row.runs) for row in rows_of(runs, each=True)] == [1, 1, 1, 1]
 
 
+def test_runs_of_different_configs_are_not_one_row() -> None:
+    runs = [run("a", bbox=0.3, tags={"config.hash": "1"}), run("b", bbox=0.4, tags={"config.hash": "2"})]
+    assert [len(row.runs) for row in rows_of(runs)] == [1, 1]
+
+
 def test_numbers_stand_beside_the_published_ones_where_they_may() -> None:
     rows = rows_of([run(bbox=0.351), run("b", variant="base", bbox=0.4, profile="mini")])
     by_variant = {row.variant: row for row in rows}
