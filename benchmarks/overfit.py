@@ -57,8 +57,8 @@ def parse() -> Namespace:
     parser.add_argument("coco", type=Path)
     parser.add_argument("work_dir", type=Path)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=6, help=f"of {REPEATS} passes each")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8, help=f"of {REPEATS} passes each")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
     parser.add_argument(
         "--seconds",
@@ -74,7 +74,9 @@ def pipelines(img_scale: tuple[int, int]) -> tuple[list[dict[str, Any]], list[di
     """For training and testing, without augmentation."""
     norm = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "to_rgb": True}
     load, resize = {"type": "LoadImageFromFile"}, {"type": "Resize", "keep_ratio": True}
-    flip, pad = {"type": "RandomFlip", "flip_ratio": 0.0}, {"type": "Pad", "size_divisor": 32}
+    # one shape for landscapes and portraits: each new one costs cuDNN seconds
+    side = max(img_scale)
+    flip, pad = {"type": "RandomFlip", "flip_ratio": 0.0}, {"type": "Pad", "size": (side, side)}
     normalize = {"type": "Normalize", **norm}
     train = [
         load,
@@ -111,26 +113,27 @@ def main() -> None:
         cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
     # an epoch of eight iterations would spend its time at the boundaries
     cfg.data.train = {"type": "RepeatDataset", "times": REPEATS, "dataset": cfg.data.train}
-    keys = {"neck": {"lr_mult": 0.1}, "backbone": {"lr_mult": 0.2}}
     cfg.merge_from_dict(
         {
             "data.samples_per_gpu": arguments.batch,
             "data.workers_per_gpu": 8,
             "model.backbone.drop_path_rate": 0.0,
-            "optimizer.lr": 2e-4,
-            "optimizer.paramwise_cfg": {"_delete_": True, "custom_keys": keys},
+            "optimizer.lr": 4e-4,
+            "optimizer.paramwise_cfg": {"_delete_": True},
             "optimizer_config.grad_clip": {"_delete_": True, "max_norm": 10.0},
             "lr_config": {
                 "_delete_": True,
-                "policy": "poly",
+                "policy": "FlatCosineAnnealing",
+                "start_percent": 0.6,
+                "min_lr": 0.0,
                 "by_epoch": False,
                 "warmup": "linear",
-                "warmup_iters": 60,
+                "warmup_iters": 100,
                 "warmup_ratio": 0.001,
             },
             "runner.max_epochs": arguments.epochs,
-            "evaluation.interval": 2,
-            "checkpoint_config.interval": 2,
+            "evaluation.interval": 4,
+            "checkpoint_config.interval": 4,
             "log_config.interval": 8,
             **arguments.options,
         }

@@ -13,7 +13,7 @@ from torch import nn
 
 from dfvt.engine.compat import DistributedDetector
 from dfvt.engine.config import arguments_of
-from dfvt.engine.precision import keep_interfaces_in_float32
+from dfvt.engine.precision import guard_interfaces
 from dfvt.models.dfvt import DFvT
 
 
@@ -31,7 +31,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
         require_fitting_neck(model)
         model.init_weights()
     model.CLASSES = classes
-    keep_interfaces_in_float32(model)
+    guard_interfaces(model)
     if cfg.get("sync_batchnorm") and get_dist_info()[1] > 1:
         if device.type == "cpu":
             raise ValueError("sync_batchnorm needs GPUs: torch shares BatchNorm's statistics on them alone")

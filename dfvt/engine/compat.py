@@ -10,6 +10,8 @@
   three.
 - `wrap_fp16_model` and the decorators that it switches on, by `dfvt.engine.precision`: they enter autocast
   under its old name many times an iteration, and know float16 alone.
+- What RoIAlign is given, by `dfvt.engine.precision.guard_interfaces`: it takes every map for contiguous,
+  and today's convolutions return channels-last ones.
 - `CheckpointHook` and `load_checkpoint`, by `dfvt.engine.resume` and `dfvt.models.checkpoints`: half-written
   files, and loading without `weights_only`.
 - `TextLoggerHook`, by callbacks: the engine does not decide who listens.

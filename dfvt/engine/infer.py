@@ -13,6 +13,7 @@ from mmdet.models import build_detector
 import dfvt.models  # noqa: F401
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
+from dfvt.engine.precision import guard_interfaces
 from dfvt.models.checkpoints import load_weights
 
 
@@ -51,7 +52,9 @@ def build_bare_detector(cfg: Config) -> torch.nn.Module:
     model = copy.deepcopy(cfg.model)
     model.pretrained = None  # weights come from the checkpoint, or do not matter
     with arguments_of("model"):
-        return build_detector(model).eval()
+        detector = build_detector(model).eval()
+    guard_interfaces(detector)
+    return detector
 
 
 def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[torch.nn.Module, Any]:

@@ -72,21 +72,23 @@ def precision_of(cfg: Config, device: torch.device) -> Precision:
     return Precision(DTYPES[name], scaler_options, fixed)
 
 
-def keep_interfaces_in_float32(model: nn.Module) -> None:
-    """Gives RoIAlign float32 maps, and decoding, losses and NMS float32 predictions, under `autocast`.
+def guard_interfaces(model: nn.Module) -> None:
+    """Gives RoIAlign contiguous float32 maps, and decoding, losses and NMS float32 predictions.
 
-    Scores and boxes in half precision would tie and shift. mmdet says the same by decorators, which know
-    float16 alone.
+    Scores and boxes in half precision would tie and shift; mmdet says the same by decorators, which know
+    float16 alone. mmcv's RoIAlign reads a map's memory as if it were contiguous: of a channels-last one, as
+    convolutions like to return, it would make other features without an error.
     """
     for module in model.modules():
         if isinstance(module, BaseRoIExtractor):
-            module.register_forward_pre_hook(_inputs_to_float32)
+            module.register_forward_pre_hook(_maps_for_roi_align)
         elif isinstance(module, BaseDenseHead | BBoxHead | FCNMaskHead):
             module.register_forward_hook(_outputs_to_float32)
 
 
-def _inputs_to_float32(_: nn.Module, inputs: Any) -> Any:
-    return to_float32(inputs)
+def _maps_for_roi_align(_: nn.Module, inputs: Any) -> Any:
+    maps, *others = to_float32(inputs)
+    return ([level.contiguous() for level in maps], *others)
 
 
 def _outputs_to_float32(_: nn.Module, __: Any, outputs: Any) -> Any:

@@ -255,7 +255,9 @@ class DFvT(BaseModule):
             shape = (len(x), -1, *local.shape[-2:])
             if i in self.out_indices:
                 normed = self.get_submodule(f"norm{i}")(tokens).transpose(1, 2).reshape(shape)
-                outs.append(normed if last else self.merge_levels(i, normed, skip))
+                merged = normed if last else self.merge_levels(i, normed, skip)
+                # tokens lie channels-last, which mmcv's own kernels take for contiguous without a word
+                outs.append(merged.contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(tokens).transpose(1, 2).reshape(shape)
         return tuple(outs)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmcv import Config, ConfigDict
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+from torchvision.ops import roi_align
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
+from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.precision import Precision, precision_of, to_float32
 from dfvt.engine.train import seed_everything
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+PUBLISHED = load_config(Path(__file__).parents[2] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
 
 
 def config_of(**sections: Any) -> Config:
@@ -116,3 +121,36 @@ def test_layers_run_in_half_precision_but_rois_and_predictions_do_not(
     assert seen == {key: {torch.float32} for key in ("RoIs", "RPN", "boxes", "masks")}
     full = losses_of(config, Precision(), {})
     assert losses["loss"] == pytest.approx(full["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [False, True])
+def test_roi_features_are_those_of_torchvision_however_maps_lie_in_memory(
+    layout: torch.memory_format, training: bool
+) -> None:
+    seed_everything(0)
+    model = build_model(PUBLISHED, ("thing",), CPU) if training else build_bare_detector(PUBLISHED)
+    maps = [torch.rand(2, 8, 64 // 2**i, 96 // 2**i).to(memory_format=layout) for i in range(4)]
+    corners = torch.rand(40, 2, 2) * torch.tensor([384.0, 256.0])
+    rois = torch.cat([torch.arange(40)[:, None] % 2, corners.amin(1), corners.amax(1)], dim=1)
+    extractor = model.roi_head.bbox_roi_extractor
+    extractor.out_channels = 8
+    features = extractor(maps, rois)
+    levels = extractor.map_roi_levels(rois, len(maps))
+    assert len(levels.unique()) > 1 and not extractor.roi_layers[0].use_torchvision
+    for level, (values, stride) in enumerate(zip(maps, extractor.featmap_strides, strict=True)):
+        expected = roi_align(values.contiguous(), rois, 7, 1 / stride, aligned=True)
+        torch.testing.assert_close(features[levels == level], expected[levels == level])
+
+
+def test_a_channels_last_detector_has_the_losses_of_a_contiguous_one(config: Config) -> None:
+    for name in ("bbox_roi_extractor", "mask_roi_extractor"):  # as published: mmcv's RoIAlign
+        config.model.roi_head[name].roi_layer.use_torchvision = False
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    (batch, *_) = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=0), 0)
+    losses = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        seed_everything(0)
+        model = build_model(copy.deepcopy(config), dataset.CLASSES, CPU).train().to(memory_format=layout)
+        losses.append(model.train_step(to_device(batch.inputs, CPU), None)["log_vars"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
