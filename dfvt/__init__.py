@@ -1,7 +1,7 @@
 """DFvT object detection: train, compare and extend DFvT detectors on today's PyTorch.
 
-Importing this package makes the backbone `DFvT` known to mmdet, without importing mmdet (which takes
-seconds): the registration happens when mmdet's model registry is imported, before or after this package.
+Importing this package makes the backbone `DFvT` and the fast heads known to mmdet, without importing mmdet
+(which takes seconds): they are registered when mmdet's models are imported, before or after this package.
 """
 
 from types import ModuleType
@@ -11,8 +11,8 @@ from wrapt import register_post_import_hook
 __version__ = "0.1.0"
 
 
-def _register_backbone(_: ModuleType) -> None:
+def _register_models(_: ModuleType) -> None:
     import dfvt.models  # noqa: F401
 
 
-register_post_import_hook(_register_backbone, "mmdet.models.builder")
+register_post_import_hook(_register_models, "mmdet.models")

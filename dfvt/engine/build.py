@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +17,25 @@ from dfvt.engine.config import arguments_of
 from dfvt.engine.precision import guard_interfaces
 from dfvt.models.dfvt import DFvT
 
+FAST = {
+    "RPNHead": "FastRPNHead",
+    "StandardRoIHead": "FastRoIHead",
+    "SingleRoIExtractor": "FastRoIExtractor",
+}
+
 
 def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn.Module:
     """The config's detector with initial weights on `device`.
 
-    `sync_batchnorm = True` of a config lets the processes share BatchNorm's statistics, and
+    `fast_heads = True` of a config takes the heads of `dfvt.models` that do mmdet's work for a whole batch at
+    once, `sync_batchnorm = True` lets the processes share BatchNorm's statistics, and
     `compile_backbone = True` (or arguments of `torch.compile`) compiles the backbone.
 
     Raises:
         ValueError: BatchNorm is to be shared on the CPU, where torch cannot, or neck and backbone do not fit.
     """
     with arguments_of("model"):
-        model = build_detector(cfg.model)
+        model = build_detector(with_fast_heads(cfg.model) if cfg.get("fast_heads") else cfg.model)
         require_fitting_neck(model)
         model.init_weights()
     model.CLASSES = classes
@@ -40,6 +48,23 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     if compiled:
         model.backbone.compile(**(compiled if isinstance(compiled, dict) else {}))
     return model.to(device)
+
+
+def with_fast_heads(model: ConfigDict) -> ConfigDict:
+    """A detector's config with the fast counterparts of mmdet's heads.
+
+    Raises:
+        ValueError: one of its heads has none.
+    """
+    model = copy.deepcopy(model)
+    heads = [model.rpn_head, model.roi_head]
+    extractors = [model.roi_head.get(f"{kind}_roi_extractor") for kind in ("bbox", "mask")]
+    for part in filter(None, [*heads, *extractors]):
+        if part.type not in FAST.values():
+            if part.type not in FAST:
+                raise ValueError(f"fast_heads knows no {part.type}: remove fast_heads from the config")
+            part.type = FAST[part.type]
+    return model
 
 
 def require_fitting_neck(model: nn.Module) -> None:

@@ -1,0 +1,219 @@
+"""mmdet's RoI head and RoI extractor with a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmcv.ops import roi_align
+from mmdet.core.bbox.iou_calculators import bbox_overlaps
+from mmdet.core.mask import BitmapMasks
+from mmdet.models.builder import HEADS, ROI_EXTRACTORS
+from mmdet.models.losses import CrossEntropyLoss
+from mmdet.models.roi_heads import SingleRoIExtractor, StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfvt.models.proposals import Proposals
+from dfvt.models.targets import (
+    NOT_COUNTED,
+    Objects,
+    Samples,
+    assign,
+    draw_samples,
+    encode_positives,
+    pad_objects,
+    require_supported,
+    take,
+)
+
+
+@ROI_EXTRACTORS.register_module()
+class FastRoIExtractor(SingleRoIExtractor):
+    """`SingleRoIExtractor` that does not wait for the device to say which RoIs are on which level."""
+
+    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
+        """RoI features (num_rois, C, h, w) of maps (B, C, H, W); `rois` is (num_rois, 5)."""
+        if len(feats) == 1:
+            return super().forward(feats, rois, roi_scale_factor)
+        levels = self.map_roi_levels(rois, len(feats))
+        if roi_scale_factor is not None:
+            rois = self.roi_rescale(rois, roi_scale_factor)
+        nowhere = F.pad(rois[:, :1], (0, 4))  # an empty region has no samples, and costs RoIAlign nothing
+        features = None
+        for level, (values, layer) in enumerate(zip(feats, self.roi_layers, strict=False)):
+            here = (levels == level)[:, None]
+            of_level = layer(values, torch.where(here, rois, nowhere))
+            features = (
+                of_level if features is None else torch.where(here[..., None, None], of_level, features)
+            )
+        assert features is not None
+        return features
+
+
+@dataclass(frozen=True)
+class SampledRegions:
+    """The regions (B, S) that box and mask head learn from.
+
+    Attributes:
+        samples: which of them count, and which have an object.
+        bboxes, gt_bboxes: (B, S, 4), the regions and their objects.
+        gt_index: (B, S) of the object among its image's.
+        labels: (B, S) of classes, the number of classes for background.
+    """
+
+    samples: Samples
+    bboxes: Tensor
+    gt_bboxes: Tensor
+    gt_index: Tensor
+    labels: Tensor
+
+
+@HEADS.register_module()
+class FastRoIHead(StandardRoIHead):
+    """`StandardRoIHead` whose training does not wait for the device: the same parameters and losses.
+
+    Raises:
+        ValueError: the config asks for what it does not do.
+    """
+
+    bbox_head: BBoxHead
+    mask_head: FCNMaskHead
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.train_cfg:
+            require_supported("FastRoIHead", self.bbox_assigner, self.bbox_sampler)
+        refused = {
+            "a shared head": self.with_shared_head,
+            "a missing box head": not self.with_bbox,
+            "decoded boxes": self.bbox_head.reg_decoded_bbox,
+            "losses of classes with a sigmoid or an activation of their own": (
+                self.bbox_head.custom_activation or self.bbox_head.loss_cls.use_sigmoid
+            ),
+            "a mask head without an extractor of its own": self.with_mask and self.share_roi_extractor,
+            "losses of masks other than cross entropy": self.with_mask
+            and type(self.mask_head.loss_mask) is not CrossEntropyLoss,
+        }
+        for what, given in refused.items():
+            if given:
+                raise ValueError(f"FastRoIHead takes no {what.removeprefix('a ')}: use mmdet's own head")
+
+    def forward_train(
+        self,
+        x: Sequence[Tensor],
+        img_metas: Sequence[dict[str, Any]],
+        proposal_list: Sequence[Tensor],
+        gt_bboxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        gt_bboxes_ignore: Sequence[Tensor] | None = None,
+        gt_masks: Sequence[BitmapMasks] | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """The losses of `StandardRoIHead.forward_train`; `proposal_list` may be `Proposals`."""
+        proposals = proposal_list if isinstance(proposal_list, Proposals) else Proposals.pad(proposal_list)
+        regions = self.sample(proposals, pad_objects(gt_bboxes, gt_labels))
+        losses = self.bbox_losses(x, regions)
+        if self.with_mask:
+            assert gt_masks is not None
+            losses["loss_mask"] = self.mask_loss(x, regions, gt_masks)
+        return losses
+
+    @torch.no_grad()
+    def sample(self, proposals: Proposals, objects: Objects) -> SampledRegions:
+        """Draws regions among the proposals, and the objects themselves if the sampler adds them."""
+        overlaps = bbox_overlaps(objects.bboxes, proposals.bboxes)
+        assigned = assign(overlaps, objects, proposals.valid, self.bbox_assigner)
+        candidates = proposals.bboxes
+        if self.bbox_sampler.add_gt_as_proposals:
+            numbers = torch.arange(1, objects.valid.shape[1] + 1, device=assigned.device)
+            assigned = torch.cat([torch.where(objects.valid, numbers, NOT_COUNTED), assigned], dim=1)
+            candidates = torch.cat([objects.bboxes, candidates], dim=1)
+        samples = draw_samples(assigned, self.bbox_sampler)
+        bboxes = take(candidates, samples.index)
+        gt_index = (take(assigned, samples.index) - 1).clamp(min=0)
+        return SampledRegions(
+            samples,
+            bboxes,
+            take(objects.bboxes, gt_index),
+            gt_index,
+            torch.where(samples.positive, take(objects.labels, gt_index), self.bbox_head.num_classes),
+        )
+
+    def bbox_losses(self, x: Sequence[Tensor], regions: SampledRegions) -> dict[str, Tensor]:
+        """Losses of classes and boxes, and the accuracy of the classes in percent."""
+        head, samples = self.bbox_head, regions.samples
+        results = self._bbox_forward(x, rois_of(regions.bboxes))
+        scores, deltas = results["cls_score"], results["bbox_pred"]
+        labels, valid = regions.labels.flatten(), samples.valid.flatten()
+        num_samples = valid.sum().clamp(min=1)
+        pos_weight = self.train_cfg.pos_weight if self.train_cfg.pos_weight > 0 else 1.0
+        weights = torch.where(samples.positive.flatten(), pos_weight, 1.0) * valid
+        right = (scores.argmax(dim=1) == labels) & valid
+        # positives come first: the others have no box to learn
+        positive, chosen, gt_bboxes = (
+            one[:, : samples.max_positives] for one in (samples.positive, regions.bboxes, regions.gt_bboxes)
+        )
+        deltas = deltas.view(*samples.valid.shape, -1, 4)[:, : samples.max_positives].flatten(0, 1)
+        classes = (
+            torch.zeros_like(labels) if head.reg_class_agnostic else labels.clamp(max=head.num_classes - 1)
+        )
+        classes = classes.view(samples.valid.shape)[:, : samples.max_positives].flatten()
+        targets = encode_positives(head.bbox_coder, chosen, gt_bboxes, positive)
+        return {
+            "loss_cls": head.loss_cls(scores, labels, weights, avg_factor=num_samples),
+            "acc": 100.0 * right.sum() / num_samples,
+            "loss_bbox": head.loss_bbox(
+                deltas[torch.arange(len(classes), device=classes.device), classes],
+                targets,
+                positive.flatten()[:, None].expand(-1, 4).float(),
+                avg_factor=num_samples,
+            ),
+        }
+
+    def mask_loss(
+        self, x: Sequence[Tensor], regions: SampledRegions, gt_masks: Sequence[BitmapMasks]
+    ) -> Tensor:
+        """The loss of the masks of regions with an object."""
+        head, most = self.mask_head, regions.samples.max_positives
+        bboxes, positive = regions.bboxes[:, :most], regions.samples.positive[:, :most].flatten()
+        logits = self._mask_forward(x, rois_of(bboxes))["mask_pred"]
+        classes = regions.labels[:, :most].flatten().clamp(max=head.num_classes - 1)
+        if head.class_agnostic:
+            classes = torch.zeros_like(classes)
+        with torch.no_grad():
+            soft = self.train_cfg.get("soft_mask_target", False)
+            targets = mask_targets(bboxes, regions.gt_index[:, :most], gt_masks, self.train_cfg.mask_size)
+            targets = targets if soft else (targets >= 0.5).float()
+        logits = logits[torch.arange(len(classes), device=classes.device), classes]
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+        return head.loss_mask.loss_weight * (losses * positive).sum() / positive.sum().clamp(min=1)
+
+
+def rois_of(bboxes: Tensor) -> Tensor:
+    """Regions (B, S, 4) as RoIs (B·S, 5) with their image's index."""
+    images = torch.arange(len(bboxes), device=bboxes.device, dtype=bboxes.dtype)
+    return torch.cat([images[:, None, None].expand(-1, bboxes.shape[1], 1), bboxes], dim=2).flatten(0, 1)
+
+
+def mask_targets(
+    bboxes: Tensor, gt_index: Tensor, gt_masks: Sequence[BitmapMasks], size: int | tuple[int, int]
+) -> Tensor:
+    """The shares (B·P, h, w) that objects have of the bins of regions, as `BitmapMasks.crop_and_resize`.
+
+    `bboxes` is (B, P, 4) and `gt_index` (B, P), of the region's object among its image's.
+    """
+    size = size if isinstance(size, tuple) else (size, size)
+    targets = []
+    for regions, index, masks in zip(bboxes, gt_index, gt_masks, strict=True):
+        limits = regions.new_tensor([masks.width, masks.height] * 2)
+        rois = torch.cat([index[:, None].to(regions), torch.minimum(regions.clamp(min=0), limits)], dim=1)
+        # without an object nothing counts, but something must be there to be sampled
+        bitmaps = torch.from_numpy(masks.masks) if len(masks) else torch.zeros(1, 1, 1, dtype=torch.uint8)
+        bitmaps = bitmaps.to(regions.device, non_blocking=True).to(regions.dtype)[:, None]
+        targets.append(roi_align(bitmaps, rois, size, 1.0, 0, "avg", True).squeeze(1))
+    return torch.cat(targets)

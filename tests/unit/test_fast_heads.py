@@ -1,0 +1,399 @@
+"""The fast heads do what mmdet's own do, for a whole batch at once: targets, losses, gradients, proposals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv import Config, ConfigDict
+from mmdet.core.bbox.assigners import MaxIoUAssigner
+from mmdet.core.bbox.iou_calculators import bbox_overlaps
+from mmdet.core.bbox.samplers import RandomSampler
+from mmdet.core.mask import BitmapMasks
+from mmdet.models import build_head
+from torch import Tensor
+
+from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.engine.build import build_model
+from dfvt.engine.compat import to_device
+from dfvt.engine.config import load_config
+from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.train import seed_everything
+from dfvt.models.fast_roi import FastRoIHead
+from dfvt.models.fast_rpn import FastRPNHead
+from dfvt.models.proposals import Proposals, keep_greedily
+from dfvt.models.targets import assign, draw_samples, pad_objects
+
+CONFIG = load_config(Path(__file__).parents[2] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
+HEIGHT, WIDTH, CHANNELS = 96, 128, 8
+STRIDES = (4, 8, 16, 32, 64)
+EVERYTHING = 10**6  # samples: with them no chance is left
+
+
+def random_bboxes(number: int, height: float, width: float, least: float = 4.0) -> Tensor:
+    """Boxes (number, 4) inside an image."""
+    sides = torch.tensor([width, height])
+    size = least + torch.rand(number, 2) ** 2 * (sides - least)
+    corner = torch.rand(number, 2) * (sides - size)
+    return torch.cat([corner, corner + size], dim=1)
+
+
+def metas_of(shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Of images that the pipeline padded to a multiple of 32 each, on one canvas."""
+    return [{"img_shape": (h, w, 3), "pad_shape": (-(-h // 32) * 32, -(-w // 32) * 32, 3)} for h, w in shapes]
+
+
+SHAPES = [(96, 128), (60, 90), (33, 128)]
+
+
+def rpn_heads(num: int, border: int = -1) -> tuple[Any, FastRPNHead]:
+    """mmdet's head and the fast one, with the same weights."""
+    torch.manual_seed(0)
+    cfg = copy.deepcopy(CONFIG.model)
+    cfg.rpn_head.update(in_channels=CHANNELS, feat_channels=CHANNELS)
+    cfg.train_cfg.rpn.sampler.num = num
+    cfg.train_cfg.rpn.allowed_border = border
+    options = {"train_cfg": cfg.train_cfg.rpn, "test_cfg": cfg.test_cfg.rpn}
+    stock = build_head({**cfg.rpn_head, **options})
+    fast = build_head({**cfg.rpn_head, **options, "type": "FastRPNHead"})
+    for parameter in stock.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fast.load_state_dict(stock.state_dict())
+    return stock, fast
+
+
+def maps_of(num_images: int) -> list[Tensor]:
+    return [torch.randn(num_images, CHANNELS, -(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
+
+
+@pytest.mark.parametrize("border", [-1, 0])
+@pytest.mark.parametrize("counts", [(3, 7, 1), (0, 9, 2), (0, 0, 0)])
+def test_rpn_losses_and_gradients_are_those_of_mmdet(counts: tuple[int, ...], border: int) -> None:
+    stock, fast = rpn_heads(EVERYTHING, border)
+    maps, metas = maps_of(3), metas_of(SHAPES)
+    gt_bboxes = [random_bboxes(n, h, w) for n, (h, w) in zip(counts, SHAPES, strict=True)]
+    seen = []
+    for head in (stock, fast):
+        losses = head.loss(*head(maps), gt_bboxes, metas)
+        total = {name: sum(value) if isinstance(value, list) else value for name, value in losses.items()}
+        head.zero_grad()
+        sum(total.values()).backward()
+        seen.append((total, {name: p.grad for name, p in head.named_parameters()}))
+    assert seen[0][0].keys() == seen[1][0].keys()
+    for part in (0, 1):
+        for name, value in seen[0][part].items():
+            torch.testing.assert_close(seen[1][part][name], value, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("nms_pre", "max_per_img"), [(2000, 1000), (50, 20), (50, 1000)])
+def test_proposals_are_those_of_mmdet(nms_pre: int, max_per_img: int) -> None:
+    stock, fast = rpn_heads(256)
+    maps, metas = maps_of(3), metas_of(SHAPES)
+    cfg = copy.deepcopy(CONFIG.model.train_cfg.rpn_proposal)
+    cfg.update(nms_pre=nms_pre, max_per_img=max_per_img)
+    expected = stock.get_bboxes(*stock(maps), img_metas=metas, cfg=cfg)
+    proposals = fast.get_bboxes(*fast(maps), img_metas=metas, cfg=cfg)
+    assert isinstance(proposals, Proposals) and len(proposals) == 3
+    for one, other in zip(proposals, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(Proposals.pad(expected), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_other_kinds_of_suppression_are_mmdets_own() -> None:
+    stock, fast = rpn_heads(256)
+    maps, metas = maps_of(2), metas_of(SHAPES[:2])
+    cfg = copy.deepcopy(CONFIG.model.test_cfg.rpn)
+    cfg.nms = ConfigDict(type="soft_nms", iou_threshold=0.5)
+    for one, other in zip(
+        fast.get_bboxes(*fast(maps), img_metas=metas, cfg=cfg),
+        stock.get_bboxes(*stock(maps), img_metas=metas, cfg=cfg),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_lies_in_the_padding_is_never_sampled() -> None:
+    _, fast = rpn_heads(EVERYTHING)
+    levels, corners = fast.anchors_of(maps_of(3))
+    counted = fast.counted_anchors(torch.cat(levels), corners, metas_of(SHAPES))
+    for inside, meta in zip(counted, metas_of(SHAPES), strict=True):
+        height, width = meta["pad_shape"][:2]
+        assert ((corners[inside] < torch.tensor([height, width])).all(1)).all()
+        sizes = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
+        expected = fast.prior_generator.valid_flags(sizes, meta["pad_shape"], "cpu")
+        assert torch.equal(inside, torch.cat(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    counts=st.lists(st.integers(0, 12), min_size=1, max_size=3),
+    num_candidates=st.integers(1, 80),
+    low_quality=st.booleans(),
+    all_best=st.booleans(),
+    thresholds=st.sampled_from([(0.7, 0.3, 0.3), (0.5, 0.5, 0.5), (0.6, 0.4, 0.0)]),
+)
+def test_assignments_are_those_of_mmdet(
+    seed: int,
+    counts: list[int],
+    num_candidates: int,
+    low_quality: bool,
+    all_best: bool,
+    thresholds: tuple[float, float, float],
+) -> None:
+    torch.manual_seed(seed)
+    positive, negative, least = thresholds
+    assigner = MaxIoUAssigner(positive, negative, least, all_best, match_low_quality=low_quality)
+    # on a grid, so that several overlaps are equal
+    candidates = [random_bboxes(num_candidates, 20, 20).round() for _ in counts]
+    gt_bboxes = [random_bboxes(number, 20, 20).round() for number in counts]
+    objects = pad_objects(gt_bboxes)
+    valid = torch.rand(len(counts), num_candidates) < 0.8
+    assigned = assign(bbox_overlaps(objects.bboxes, torch.stack(candidates)), objects, valid, assigner)
+    for index in range(len(counts)):
+        mask = valid[index]
+        assert (assigned[index][~mask] == -1).all()
+        if mask.any():
+            expected = assigner.assign(candidates[index][mask], gt_bboxes[index]).gt_inds
+            assert assigned[index][mask].tolist() == expected.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    assigned=st.lists(st.integers(-1, 3), min_size=1, max_size=40),
+    num=st.integers(1, 60),
+    fraction=st.sampled_from([0.25, 0.5, 1.0]),
+)
+def test_samples_have_the_numbers_of_mmdet(assigned: list[int], num: int, fraction: float) -> None:
+    sampler = RandomSampler(num, fraction)
+    samples = draw_samples(torch.tensor([assigned, [0] * len(assigned)]), sampler)
+    for row, given_ in enumerate((assigned, [0] * len(assigned))):
+        chosen = samples.index[row][samples.valid[row]].tolist()
+        positives = samples.index[row][samples.positive[row]].tolist()
+        assert len(set(chosen)) == len(chosen) <= num
+        num_positives = min(sum(one > 0 for one in given_), int(num * fraction))
+        num_negatives = min(sum(one == 0 for one in given_), num - num_positives)
+        assert len(positives) == num_positives and len(chosen) == num_positives + num_negatives
+        assert all(given_[index] > 0 for index in positives)
+        assert all(given_[index] == 0 for index in chosen[num_positives:])
+        assert chosen[:num_positives] == positives  # they come first
+        assert not (samples.positive & ~samples.valid).any()
+
+
+def test_every_candidate_is_sampled_equally_often() -> None:
+    torch.manual_seed(0)
+    assigned = torch.tensor([1] * 30 + [0] * 50 + [-1] * 20).repeat(4000, 1)
+    samples = draw_samples(assigned, RandomSampler(40, 0.25))
+    counts = torch.bincount(samples.index[samples.valid], minlength=100).double()
+    for kind, expected in ((slice(30), 4000 * 10 / 30), (slice(30, 80), 4000 * 30 / 50)):
+        share = expected / 4000
+        chi_squared = ((counts[kind] - expected) ** 2 / (expected * (1 - share))).sum()
+        number = len(counts[kind])
+        assert abs(chi_squared - number) < 4 * (2 * number) ** 0.5  # four standard deviations
+    assert counts[80:].sum() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), number=st.integers(1, 60), threshold=st.sampled_from([0.3, 0.5, 0.7]))
+def test_greedy_suppression_keeps_what_no_better_box_covers(seed: int, number: int, threshold: float) -> None:
+    torch.manual_seed(seed)
+    bboxes = torch.stack([random_bboxes(number, 30, 30) for _ in range(2)])
+    scores = torch.rand(2, number).sort(dim=1, descending=True).values
+    valid = torch.rand(2, number) < 0.8
+    keep = keep_greedily(bboxes, scores, valid, threshold)
+    for problem in range(2):
+        overlaps = bbox_overlaps(bboxes[problem], bboxes[problem])
+        kept: list[int] = []
+        for index in range(number):
+            if valid[problem, index] and not any(overlaps[other, index] > threshold for other in kept):
+                kept.append(index)
+        assert keep[problem].nonzero().squeeze(1).tolist() == kept
+
+
+def roi_heads(agnostic: bool = False, sampling_ratio: int = 0, **sampler: Any) -> tuple[Any, FastRoIHead]:
+    """mmdet's head and the fast one, with the same weights."""
+    torch.manual_seed(0)
+    cfg = copy.deepcopy(CONFIG.model)
+    head = cfg.roi_head
+    for extractor in (head.bbox_roi_extractor, head.mask_roi_extractor):
+        extractor.out_channels = CHANNELS
+        extractor.roi_layer.sampling_ratio = sampling_ratio
+    head.bbox_head.update(
+        in_channels=CHANNELS, fc_out_channels=16, num_classes=5, reg_class_agnostic=agnostic
+    )
+    head.mask_head.update(
+        in_channels=CHANNELS, conv_out_channels=CHANNELS, num_convs=1, num_classes=5, class_agnostic=agnostic
+    )
+    cfg.train_cfg.rcnn.sampler.update(sampler)
+    options = {"train_cfg": cfg.train_cfg.rcnn, "test_cfg": cfg.test_cfg.rcnn}
+    stock = build_head({**copy.deepcopy(head), **options})
+    head.type = "FastRoIHead"
+    head.bbox_roi_extractor.type = head.mask_roi_extractor.type = "FastRoIExtractor"
+    fast = build_head({**head, **options})
+    for parameter in stock.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fast.load_state_dict(stock.state_dict())
+    return stock, fast
+
+
+def objects_of(counts: Sequence[int]) -> tuple[list[Tensor], list[Tensor], list[BitmapMasks]]:
+    """Boxes, labels and masks of objects: each fills a part of its box at random."""
+    bboxes = [random_bboxes(n, h, w) for n, (h, w) in zip(counts, SHAPES, strict=True)]
+    labels = [torch.randint(0, 5, (n,)) for n in counts]
+    rng = np.random.default_rng(0)
+    masks = [
+        BitmapMasks((rng.random((n, *meta["pad_shape"][:2])) < 0.5).astype(np.uint8), *meta["pad_shape"][:2])
+        for n, meta in zip(counts, metas_of(SHAPES), strict=True)
+    ]
+    return bboxes, labels, masks
+
+
+def near_and_far(gt_bboxes: Tensor, height: int, width: int) -> Tensor:
+    """Proposals (n, 5): some close to objects, others anywhere; scores fall."""
+    moved = (gt_bboxes.repeat(3, 1) + torch.randn(3 * len(gt_bboxes), 4) * 2).clamp(min=0)
+    moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
+    bboxes = torch.cat([moved, random_bboxes(15, height, width)])
+    return torch.cat([bboxes, torch.rand(len(bboxes), 1).sort(0, descending=True).values], dim=1)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("counts", [(3, 7, 1), (0, 9, 2), (0, 0, 0)])
+def test_roi_losses_and_gradients_are_those_of_mmdet(counts: tuple[int, ...], agnostic: bool) -> None:
+    stock, fast = roi_heads(agnostic, num=EVERYTHING)
+    gt_bboxes, gt_labels, gt_masks = objects_of(counts)
+    proposals = [near_and_far(one, *shape) for one, shape in zip(gt_bboxes, SHAPES, strict=True)]
+    seen = []
+    for head, given_ in ((stock, proposals), (fast, proposals), (fast, Proposals.pad(proposals))):
+        torch.manual_seed(1)
+        maps = [level.requires_grad_() for level in maps_of(3)]
+        losses = head.forward_train(maps, metas_of(SHAPES), given_, gt_bboxes, gt_labels, gt_masks=gt_masks)
+        head.zero_grad()
+        sum(value.sum() for name, value in losses.items() if "loss" in name).backward()
+        numbers = {name: value.detach().reshape(()) for name, value in losses.items()}
+        gradients = {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
+        gradients |= {f"map {level}": one.grad for level, one in enumerate(maps[:4])}
+        seen.append(numbers | gradients)
+    for other in seen[1:]:
+        for name, value in seen[0].items():
+            expected = torch.zeros_like(other[name]) if value is None else value
+            torch.testing.assert_close(
+                other[name], expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m
+            )
+
+
+def test_a_batch_without_proposals_learns_from_its_objects() -> None:
+    _, fast = roi_heads()
+    gt_bboxes, gt_labels, gt_masks = objects_of((3, 0, 1))
+    none = [torch.zeros(0, 5)] * 3
+    losses = fast.forward_train(maps_of(3), metas_of(SHAPES), none, gt_bboxes, gt_labels, gt_masks=gt_masks)
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    assert losses["loss_bbox"] > 0 and losses["loss_mask"] > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), counts=st.tuples(*[st.integers(0, 9)] * 3), num=st.sampled_from([4, 16, 64])
+)
+def test_sampled_regions_keep_their_object_and_class(seed: int, counts: tuple[int, ...], num: int) -> None:
+    torch.manual_seed(seed)
+    _, fast = roi_heads(num=num)
+    gt_bboxes, gt_labels, _ = objects_of(counts)
+    proposals = [near_and_far(one, *shape) for one, shape in zip(gt_bboxes, SHAPES, strict=True)]
+    regions = fast.sample(Proposals.pad(proposals), pad_objects(gt_bboxes, gt_labels))
+    for image in range(3):
+        candidates = torch.cat([gt_bboxes[image], proposals[image][:, :4]])
+        for slot in regions.samples.valid[image].nonzero().squeeze(1).tolist():
+            bbox = regions.bboxes[image, slot]
+            assert (candidates == bbox).all(dim=1).any()
+            if not regions.samples.positive[image, slot]:
+                assert regions.labels[image, slot] == 5
+                continue
+            index = regions.gt_index[image, slot]
+            assert torch.equal(regions.gt_bboxes[image, slot], gt_bboxes[image][index])
+            assert regions.labels[image, slot] == gt_labels[image][index]
+            assert bbox_overlaps(bbox[None], gt_bboxes[image][index][None]).item() >= 0.5
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("scale", [None, 1.3])
+def test_roi_features_are_those_of_mmdet(sampling_ratio: int, scale: float | None) -> None:
+    stock, fast = roi_heads(sampling_ratio=sampling_ratio)
+    rois = torch.cat([torch.arange(60)[:, None] % 3, random_bboxes(60, 400, 600)], dim=1)
+    extractor = stock.bbox_roi_extractor
+    assert len(extractor.map_roi_levels(rois, 4).unique()) > 2
+    for number in (4, 1):
+        maps = maps_of(3)[:number]
+        features = fast.bbox_roi_extractor(maps, rois, roi_scale_factor=scale)
+        torch.testing.assert_close(features, extractor(maps, rois, roi_scale_factor=scale))
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        ("rpn_head", {"train_cfg.rpn.assigner.ignore_iof_thr": 0.5}, "FastRPNHead takes no ignore_iof_thr"),
+        ("rpn_head", {"train_cfg.rpn.assigner.neg_iou_thr": (0.1, 0.3)}, "one number as neg_iou_thr"),
+        ("rpn_head", {"train_cfg.rpn.sampler.neg_pos_ub": 3}, "FastRPNHead takes no neg_pos_ub"),
+        (
+            "rpn_head",
+            {"train_cfg.rpn.sampler.type": "InstanceBalancedPosSampler"},
+            "not InstanceBalancedPosSampler",
+        ),
+        ("rpn_head", {"rpn_head.reg_decoded_bbox": True}, "no decoded boxes"),
+        ("roi_head", {"train_cfg.rcnn.sampler.neg_pos_ub": 3}, "FastRoIHead takes no neg_pos_ub"),
+        ("roi_head", {"roi_head.bbox_head.reg_decoded_bbox": True}, "takes no decoded boxes"),
+        ("roi_head", {"roi_head.mask_roi_extractor": None}, "takes no mask head without an extractor"),
+        (
+            "roi_head",
+            {"roi_head.mask_head.loss_mask": {"_delete_": True, "type": "DiceLoss"}},
+            "other than cross entropy",
+        ),
+    ],
+)
+def test_what_the_fast_heads_do_not_do_is_refused(part: str, options: dict[str, Any], message: str) -> None:
+    cfg = copy.deepcopy(CONFIG)
+    cfg.merge_from_dict({f"model.{key}": value for key, value in options.items()})
+    model, name = cfg.model, {"rpn_head": "rpn", "roi_head": "rcnn"}[part]
+    model[part].type = {"rpn_head": "FastRPNHead", "roi_head": "FastRoIHead"}[part]
+    with pytest.raises(ValueError, match=message):
+        build_head({**model[part], "train_cfg": model.train_cfg[name], "test_cfg": model.test_cfg[name]})
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_detector_with_fast_heads_has_the_losses_of_one_without(config: Config, published: bool) -> None:
+    config.model.train_cfg.rpn.sampler.num = config.model.train_cfg.rcnn.sampler.num = EVERYTHING
+    if published:  # mmcv's RoIAlign, a box for each class
+        config.model.roi_head.bbox_head.reg_class_agnostic = False
+        for name in ("bbox_roi_extractor", "mask_roi_extractor"):
+            config.model.roi_head[name].roi_layer.update(use_torchvision=False, sampling_ratio=0)
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    (batch, *_) = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=0), 0)
+    seen = []
+    for fast in (False, True):
+        seed_everything(0)
+        config.fast_heads = fast
+        model = build_model(config, dataset.CLASSES, torch.device("cpu")).train()
+        assert isinstance(model.rpn_head, FastRPNHead) is isinstance(model.roi_head, FastRoIHead) is fast
+        results = model.train_step(to_device(batch.inputs, torch.device("cpu")), None)
+        results["loss"].backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        seen.append((results["log_vars"], gradients))
+    assert seen[1][0] == pytest.approx(seen[0][0], rel=1e-4)
+    largest = max(gradient.norm() for gradient in seen[0][1].values())
+    for name, gradient in seen[0][1].items():
+        # a bias before BatchNorm has no gradient but rounding
+        assert (seen[1][1][name] - gradient).norm() < 1e-3 * gradient.norm() + 1e-6 * largest, name
+
+
+def test_heads_of_another_kind_are_not_made_fast(config: Config) -> None:
+    config.fast_heads = True
+    config.model.roi_head.type = "DoubleHeadRoIHead"
+    with pytest.raises(ValueError, match="fast_heads knows no DoubleHeadRoIHead"):
+        build_model(config, ("thing",), torch.device("cpu"))
