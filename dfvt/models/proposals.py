@@ -54,6 +54,10 @@ def keep_greedily(bboxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: 
     `bboxes` is (P, K, 4), `scores` (P, K) in falling order and `valid` (P, K), the boxes that take part;
     returns (P, K).
     """
+    if bboxes.is_cuda:
+        from dfvt.models.suppression import keep_greedily_on_gpu  # needs Triton
+
+        return keep_greedily_on_gpu(bboxes, valid, iou_threshold)
     keep = torch.zeros_like(valid)
     for problem in range(len(bboxes)):
         candidates = valid[problem].nonzero().squeeze(1)

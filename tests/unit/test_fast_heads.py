@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -262,6 +265,29 @@ def near_and_far(gt_bboxes: Tensor, height: int, width: int) -> Tensor:
     moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
     bboxes = torch.cat([moved, random_bboxes(15, height, width)])
     return torch.cat([bboxes, torch.rand(len(bboxes), 1).sort(0, descending=True).values], dim=1)
+
+
+SUPPRESSION = """
+import torch
+from dfvt.models.proposals import keep_greedily
+from dfvt.models.suppression import keep_greedily_on_gpu
+
+torch.manual_seed(0)
+for number in (0, 1, 63, 64, 65, 130):
+    corners = torch.rand(3, number, 2) * 40
+    bboxes = torch.cat([corners, corners + 2 + torch.rand(3, number, 2) * 20], dim=2)
+    valid = torch.rand(3, number) < 0.8
+    scores = torch.rand(3, number).sort(dim=1, descending=True).values
+    for threshold in (0.3, 0.7):
+        expected = keep_greedily(bboxes, scores, valid, threshold)
+        assert torch.equal(keep_greedily_on_gpu(bboxes, valid, threshold), expected), (number, threshold)
+        assert number < 60 or 3 < expected.sum() < valid.sum()
+"""
+
+
+def test_suppression_written_for_a_gpu_keeps_the_same() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SUPPRESSION], check=True, env=environment)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
