@@ -8,6 +8,7 @@ between processes. Any iteration can be started at without reading what is befor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from dfvt.data.canvases import Canvas
 from dfvt.data.samples import SampleKey, SeededDataset, TestImages, collate_samples
 
 # Forked workers share the annotations. Processes that were spawned themselves, as those of `--gpus N`, would
@@ -112,13 +114,17 @@ def build_train_loader(
     *,
     pin_memory: bool = False,
     skip_unreadable: bool = False,
+    canvases: Sequence[Canvas] = (),
 ) -> DataLoader:
-    """Loader of `Batch`es of an mmdet training data set; 0 workers load in this process."""
+    """Loader of `Batch`es of an mmdet training data set; 0 workers load in this process.
+
+    Batches are padded to the smallest of `canvases` that holds them, if there are any.
+    """
     return DataLoader(
         SeededDataset(dataset, skip_unreadable=skip_unreadable),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate_samples,
+        collate_fn=partial(collate_samples, canvases=canvases),
         pin_memory=pin_memory,
         worker_init_fn=limit_threads,
         generator=own_generator(),

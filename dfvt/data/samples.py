@@ -13,6 +13,8 @@ import numpy as np
 from mmcv.parallel import DataContainer, collate
 from torch.utils.data import Dataset
 
+from dfvt.data.canvases import Canvas, pad_to_canvas
+
 
 class SampleKey(NamedTuple):
     """What a training sample is made from: the image's index, and the seed of its augmentation."""
@@ -123,14 +125,21 @@ def reading_problem(dataset: Any, index: int) -> str | None:
     return f"image {path} cannot be decoded" if image is None else None
 
 
-def collate_samples(samples: list[Sample]) -> Batch:
-    """mmcv's batch without its containers, so that tensors can be pinned."""
+def collate_samples(samples: list[Sample], canvases: Sequence[Canvas] = ()) -> Batch:
+    """mmcv's batch without its containers, so that tensors can be pinned.
+
+    It is padded to the smallest of `canvases` that holds it, if there are any.
+
+    Raises:
+        ValueError: no canvas holds the batch.
+    """
     unreadable = [problem for sample in samples for problem in sample.unreadable]
     if any(sample.data is None for sample in samples):
         return Batch(None, unreadable)
-    return Batch(
-        unpack(collate([sample.data for sample in samples], samples_per_gpu=len(samples))), unreadable
-    )
+    inputs = unpack(collate([sample.data for sample in samples], samples_per_gpu=len(samples)))
+    if canvases:
+        inputs["img"] = pad_to_canvas(inputs["img"], canvases)
+    return Batch(inputs, unreadable)
 
 
 def unpack(batch: Any) -> Any:

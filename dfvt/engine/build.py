@@ -47,7 +47,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     compiled = cfg.get("compile_backbone")
     if compiled:
         model.backbone.compile(**(compiled if isinstance(compiled, dict) else {}))
-    return model.to(device)
+    return model.to(device, memory_format=torch.channels_last if cfg.get("channels_last") else None)
 
 
 def with_fast_heads(model: ConfigDict) -> ConfigDict:

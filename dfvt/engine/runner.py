@@ -30,6 +30,7 @@ class DetectorRunner(BaseRunner):
     update of the optimiser.
 
     Attributes:
+        prepare: what is done to the inputs of `train_step` on the device.
         num_gathered: iterations whose gradients wait for an update.
         metrics, best: numbers of the last validation, and the best one that checkpoints are chosen by.
     """
@@ -48,6 +49,7 @@ class DetectorRunner(BaseRunner):
         average: WeightAverage | None = None,
         max_nonfinite: int | None = 10,
         warn: Callable[[str], None] = lambda _: None,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs,
     ) -> None:
         super().__init__(
             model,
@@ -63,6 +65,7 @@ class DetectorRunner(BaseRunner):
         self.num_accumulated = num_accumulated
         self.average = average
         self.warn = warn
+        self.prepare = prepare
         self.nonfinite = NonfiniteLosses(max_nonfinite, warn)
         self.buffer_copies = BufferCopies(model)
         self.num_gathered = 0
@@ -136,7 +139,7 @@ class DetectorRunner(BaseRunner):
         self.buffer_copies.take()
         for index, part in enumerate(parts):
             with self.gradient_sync(last=index + 1 == len(parts)), explained_failures(part.get("img")):
-                inputs = to_device(part, self.device)
+                inputs = self.prepare(to_device(part, self.device))
                 with self.precision.autocast(self.device):
                     outputs = self.model.train_step(inputs, self.optimizer)
                 for name, value in outputs["log_vars"].items():

@@ -27,6 +27,7 @@ from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
+from dfvt.engine.images import ImagePreparation, images_of
 from dfvt.engine.precision import precision_of
 from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
@@ -123,8 +124,9 @@ def train(
     text = cfg.pretty_text
 
     seed_everything(seed)
+    data, prepare = images_of(cfg)
     with arguments_of("data.train"):
-        dataset = build_coco_dataset(cfg.data.train, test_mode=False)
+        dataset = build_coco_dataset(data, test_mode=False)
     require_num_classes(cfg.model, dataset.CLASSES, "data.train")
     if not len(dataset):
         raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
@@ -146,7 +148,7 @@ def train(
         num_parts=plan.num_parts,
     )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
-    runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, is_new=not found)
+    runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
     if found:
         if not resumes:
             require_fitting_state(runner, found[1], found[0])
@@ -180,6 +182,7 @@ def train(
                 cfg.data.workers_per_gpu,
                 pin_memory=device.type == "cuda",
                 skip_unreadable=failure_policy_of(cfg).skip_unreadable,
+                canvases=[(height, width) for height, width in cfg.get("canvases") or ()],
             )
         )
     final = work_dir / FINAL_FILE
@@ -200,6 +203,7 @@ def build_runner(
     device: torch.device,
     meta: dict[str, Any],
     warn: Callable[[str], None],
+    prepare: ImagePreparation,
     *,
     is_new: bool,
 ) -> DetectorRunner:
@@ -224,6 +228,7 @@ def build_runner(
         average=average,
         max_nonfinite=failure_policy_of(cfg).nonfinite_losses,
         warn=warn,
+        prepare=prepare,
     )
 
 

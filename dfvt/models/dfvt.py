@@ -236,7 +236,12 @@ class DFvT(BaseModule):
             load_backbone(self, self.pretrained)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`x` is images (B, 3, H, W); returns a map (B, C·2^i, ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
+        """`x` is images (B, 3, H, W); returns a map (B, C·2^i, ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`.
+
+        The maps lie in memory as the images do, contiguous or channels-last.
+        """
+        # tokens lie channels-last, which mmcv's own kernels take for contiguous without a word
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             x = x + F.interpolate(self.absolute_pos_embed, size=x.shape[-2:], mode="bicubic")
@@ -256,8 +261,7 @@ class DFvT(BaseModule):
             if i in self.out_indices:
                 normed = self.get_submodule(f"norm{i}")(tokens).transpose(1, 2).reshape(shape)
                 merged = normed if last else self.merge_levels(i, normed, skip)
-                # tokens lie channels-last, which mmcv's own kernels take for contiguous without a word
-                outs.append(merged.contiguous())
+                outs.append(merged.contiguous(memory_format=layout))
             if stage.downsample is not None:
                 x = stage.downsample(tokens).transpose(1, 2).reshape(shape)
         return tuple(outs)

@@ -108,10 +108,13 @@ def test_images_of_every_size_give_maps_that_a_pyramid_merges(height: int, width
     assert all(out.isfinite().all() for out in outs)
 
 
-def test_maps_lie_contiguous_in_memory_for_what_reads_them_unchecked() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_lie_in_memory_as_images_do(layout: torch.memory_format) -> None:
     backbone, image = narrow_backbone(), torch.rand(2, 3, 64, 96)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        assert all(level.is_contiguous() for level in backbone(image.to(memory_format=layout)))
+    maps = backbone(image.to(memory_format=layout))
+    assert all(level.is_contiguous(memory_format=layout) for level in maps)
+    for one, other in zip(maps, backbone(image), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_is_padded_on_the_bottom_and_right_to_a_multiple_of_four() -> None:

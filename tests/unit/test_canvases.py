@@ -1,0 +1,126 @@
+"""Batches of few shapes, and images that are normalised on the device: the same trainings, other traffic."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmcv import Config, ConfigDict
+
+from dfvt.data.canvases import canvas_for, pad_to_canvas
+from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.engine.callbacks import Callback, StepRecord
+from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.images import images_of
+from dfvt.engine.train import train
+
+sides = st.integers(1, 40)
+canvas_lists = st.lists(st.tuples(sides, sides), min_size=1, max_size=5)
+
+
+@given(height=sides, width=sides, canvases=canvas_lists)
+def test_a_batch_gets_the_smallest_canvas_that_holds_it(
+    height: int, width: int, canvases: list[tuple[int, int]]
+) -> None:
+    areas = [h * w for h, w in canvases if h >= height and w >= width]
+    if not areas:
+        with pytest.raises(ValueError, match=f"holds a batch of {height}x{width} pixels"):
+            canvas_for(height, width, canvases)
+        return
+    images = torch.rand(2, 3, height, width) + 1
+    padded = pad_to_canvas(images, canvases)
+    assert padded.shape[2] * padded.shape[3] == min(areas)
+    assert torch.equal(padded[..., :height, :width], images)
+    assert padded.count_nonzero() == images.numel()
+
+
+def batches_of(config: Config, data: ConfigDict, **options: Any) -> list[Any]:
+    dataset = build_coco_dataset(copy.deepcopy(data), test_mode=False)
+    loader = build_train_loader(dataset, EpochBatchSampler(dataset.flag, 2, seed=3), 0, **options)
+    return [batch.inputs for batch in loader]
+
+
+@pytest.mark.parametrize("to_rgb", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_images_normalised_on_the_device_are_those_of_the_pipeline(
+    config: Config, to_rgb: bool, wrapped: bool
+) -> None:
+    config.data.train.pipeline[4].update(mean=[100.0, 110.5, 120.25], std=[50.0, 60.5, 70.25], to_rgb=to_rgb)
+    if wrapped:
+        config.data.train = ConfigDict(type="RepeatDataset", times=1, dataset=config.data.train)
+    config.normalize_on_device = True
+    data, prepare = images_of(config)
+    expected, bytes_ = batches_of(config, config.data.train), batches_of(config, data)
+    assert len(expected) > 1
+    for one, other in zip(expected, bytes_, strict=True):
+        assert other["img"].dtype == torch.uint8
+        torch.testing.assert_close(prepare(other)["img"], one["img"], rtol=1e-6, atol=1e-6)
+
+
+def test_padding_of_normalised_images_is_zero(config: Config) -> None:
+    config.normalize_on_device = True
+    data, prepare = images_of(config)
+    for inputs in batches_of(config, data, canvases=[(256, 288)]):
+        images = prepare(inputs)["img"]
+        assert images.shape[-2:] == (256, 288)
+        for image, meta in zip(images, inputs["img_metas"], strict=True):
+            height, width, _ = meta["img_shape"]
+            assert image[:, height:].count_nonzero() == image[:, :, width:].count_nonzero() == 0
+            assert image[:, :height, :width].count_nonzero() > 0
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.noted: list[float] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.noted.append(record.losses["loss"])
+
+
+def losses_of(config: Config, folder: Path, **options: Any) -> list[float]:
+    config, losses = copy.deepcopy(config), Losses()
+    config.merge_from_dict(
+        {
+            "log_config.interval": 1,
+            "runner.max_epochs": 1,
+            "evaluation.interval": 0,
+            "checkpoint_config.interval": 0,
+            **options,
+        }
+    )
+    train(config, folder, callbacks=[losses])
+    return losses.noted
+
+
+def test_a_training_learns_the_same_from_images_that_travel_as_bytes(config: Config, tmp_path: Path) -> None:
+    expected = losses_of(config, tmp_path / "plain")
+    options = {"normalize_on_device": True, "channels_last": True}
+    assert len(expected) > 1
+    assert losses_of(config, tmp_path / "bytes", **options) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_batch_that_no_canvas_holds_ends_the_training_in_a_sentence(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no canvas of 32x32 holds a batch of"):
+        losses_of(config, tmp_path, canvases=[(32, 32)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda steps: steps.pop(4), "data.train has none"),
+        (
+            lambda steps: steps.insert(5, {"type": "PhotoMetricDistortion"}),
+            "what PhotoMetricDistortion comes",
+        ),
+    ],
+)
+def test_a_normalize_that_cannot_be_moved_is_refused(config: Config, change: Any, message: str) -> None:
+    config.normalize_on_device = True
+    change(config.data.train.pipeline)
+    with pytest.raises(ValueError, match=message):
+        images_of(config)
