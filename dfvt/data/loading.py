@@ -115,16 +115,17 @@ def build_train_loader(
     pin_memory: bool = False,
     skip_unreadable: bool = False,
     canvases: Sequence[Canvas] = (),
+    pack_masks: bool = False,
 ) -> DataLoader:
     """Loader of `Batch`es of an mmdet training data set; 0 workers load in this process.
 
-    Batches are padded to the smallest of `canvases` that holds them, if there are any.
+    `canvases` and `pack_masks` as in `collate_samples`.
     """
     return DataLoader(
         SeededDataset(dataset, skip_unreadable=skip_unreadable),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(collate_samples, canvases=canvases),
+        collate_fn=partial(collate_samples, canvases=canvases, pack_masks=pack_masks),
         pin_memory=pin_memory,
         worker_init_fn=limit_threads,
         generator=own_generator(),

@@ -14,6 +14,7 @@ from mmcv.parallel import DataContainer, collate
 from torch.utils.data import Dataset
 
 from dfvt.data.canvases import Canvas, pad_to_canvas
+from dfvt.data.masks import PackedMasks
 
 
 class SampleKey(NamedTuple):
@@ -125,10 +126,13 @@ def reading_problem(dataset: Any, index: int) -> str | None:
     return f"image {path} cannot be decoded" if image is None else None
 
 
-def collate_samples(samples: list[Sample], canvases: Sequence[Canvas] = ()) -> Batch:
+def collate_samples(
+    samples: list[Sample], canvases: Sequence[Canvas] = (), *, pack_masks: bool = False
+) -> Batch:
     """mmcv's batch without its containers, so that tensors can be pinned.
 
-    It is padded to the smallest of `canvases` that holds it, if there are any.
+    It is padded to the smallest of `canvases` that holds it, if there are any, and bitmaps of objects are
+    packed if they are to be.
 
     Raises:
         ValueError: no canvas holds the batch.
@@ -139,6 +143,8 @@ def collate_samples(samples: list[Sample], canvases: Sequence[Canvas] = ()) -> B
     inputs = unpack(collate([sample.data for sample in samples], samples_per_gpu=len(samples)))
     if canvases:
         inputs["img"] = pad_to_canvas(inputs["img"], canvases)
+    if pack_masks and "gt_masks" in inputs:
+        inputs["gt_masks"] = [PackedMasks.pack(masks) for masks in inputs["gt_masks"]]
     return Batch(inputs, unreadable)
 
 

@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from dfvt.data.masks import PackedMasks
+
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors, in dictionaries and lists too, on `device`; everything else as it is."""
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor | PackedMasks):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}

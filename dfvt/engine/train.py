@@ -182,6 +182,7 @@ def train(
                 cfg.data.workers_per_gpu,
                 pin_memory=device.type == "cuda",
                 skip_unreadable=failure_policy_of(cfg).skip_unreadable,
+                pack_masks=bool(cfg.get("fast_heads")),
                 canvases=[(height, width) for height, width in cfg.get("canvases") or ()],
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from mmcv.ops import roi_align
@@ -18,6 +18,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfvt.data.masks import PackedMasks
 from dfvt.models.proposals import Proposals
 from dfvt.models.targets import (
     NOT_COUNTED,
@@ -30,6 +31,8 @@ from dfvt.models.targets import (
     require_supported,
     take,
 )
+
+Masks: TypeAlias = BitmapMasks | PackedMasks
 
 
 @ROI_EXTRACTORS.register_module()
@@ -111,7 +114,7 @@ class FastRoIHead(StandardRoIHead):
         gt_bboxes: Sequence[Tensor],
         gt_labels: Sequence[Tensor],
         gt_bboxes_ignore: Sequence[Tensor] | None = None,
-        gt_masks: Sequence[BitmapMasks] | None = None,
+        gt_masks: Sequence[Masks] | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """The losses of `StandardRoIHead.forward_train`; `proposal_list` may be `Proposals`."""
@@ -175,9 +178,7 @@ class FastRoIHead(StandardRoIHead):
             ),
         }
 
-    def mask_loss(
-        self, x: Sequence[Tensor], regions: SampledRegions, gt_masks: Sequence[BitmapMasks]
-    ) -> Tensor:
+    def mask_loss(self, x: Sequence[Tensor], regions: SampledRegions, gt_masks: Sequence[Masks]) -> Tensor:
         """The loss of the masks of regions with an object."""
         head, most = self.mask_head, regions.samples.max_positives
         bboxes, positive = regions.bboxes[:, :most], regions.samples.positive[:, :most].flatten()
@@ -201,7 +202,7 @@ def rois_of(bboxes: Tensor) -> Tensor:
 
 
 def mask_targets(
-    bboxes: Tensor, gt_index: Tensor, gt_masks: Sequence[BitmapMasks], size: int | tuple[int, int]
+    bboxes: Tensor, gt_index: Tensor, gt_masks: Sequence[Masks], size: int | tuple[int, int]
 ) -> Tensor:
     """The shares (B·P, h, w) that objects have of the bins of regions, as `BitmapMasks.crop_and_resize`.
 
@@ -213,7 +214,12 @@ def mask_targets(
         limits = regions.new_tensor([masks.width, masks.height] * 2)
         rois = torch.cat([index[:, None].to(regions), torch.minimum(regions.clamp(min=0), limits)], dim=1)
         # without an object nothing counts, but something must be there to be sampled
-        bitmaps = torch.from_numpy(masks.masks) if len(masks) else torch.zeros(1, 1, 1, dtype=torch.uint8)
-        bitmaps = bitmaps.to(regions.device, non_blocking=True).to(regions.dtype)[:, None]
+        if not len(masks):
+            bitmaps = regions.new_zeros(1, 1, 1)
+        elif isinstance(masks, PackedMasks):
+            bitmaps = masks.unpack()
+        else:
+            bitmaps = torch.from_numpy(masks.masks).to(regions.device, non_blocking=True)
+        bitmaps = bitmaps.to(regions.dtype)[:, None]
         targets.append(roi_align(bitmaps, rois, size, 1.0, 0, "avg", True).squeeze(1))
     return torch.cat(targets)

@@ -6,14 +6,17 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmcv import Config, ConfigDict
+from mmdet.core.mask import BitmapMasks
 
 from dfvt.data.canvases import canvas_for, pad_to_canvas
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.data.masks import PackedMasks
 from dfvt.engine.callbacks import Callback, StepRecord
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.images import images_of
@@ -124,3 +127,21 @@ def test_a_normalize_that_cannot_be_moved_is_refused(config: Config, change: Any
     change(config.data.train.pipeline)
     with pytest.raises(ValueError, match=message):
         images_of(config)
+
+
+@given(num=st.integers(0, 4), height=sides, width=sides, seed=st.integers(0, 99))
+def test_packed_masks_are_the_masks(num: int, height: int, width: int, seed: int) -> None:
+    bitmaps = np.random.default_rng(seed).integers(0, 2, (num, height, width), dtype=np.uint8)
+    packed = PackedMasks.pack(BitmapMasks(bitmaps, height, width))
+    assert (len(packed), packed.height, packed.width) == (num, height, width)
+    assert packed.bits.numel() == num * height * -(-width // 8)
+    assert torch.equal(packed.to(torch.device("cpu")).unpack(), torch.from_numpy(bitmaps))
+
+
+def test_a_training_with_fast_heads_learns_as_well(config: Config, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"canvases": [(160, 160)], "runner.max_epochs": 6}
+    stock = losses_of(config, tmp_path / "stock", **options)
+    fast = losses_of(config, tmp_path / "fast", fast_heads=True, normalize_on_device=True, **options)
+    assert fast[0] == pytest.approx(stock[0], rel=0.05)  # but for the samples that the heads draw
+    assert np.mean(fast[-4:]) == pytest.approx(np.mean(stock[-4:]), rel=0.1)
+    assert np.mean(fast[-4:]) < 0.9 * fast[0]

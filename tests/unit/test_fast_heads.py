@@ -24,6 +24,7 @@ from mmdet.models import build_head
 from torch import Tensor
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.data.masks import PackedMasks
 from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
@@ -297,10 +298,15 @@ def test_roi_losses_and_gradients_are_those_of_mmdet(counts: tuple[int, ...], ag
     gt_bboxes, gt_labels, gt_masks = objects_of(counts)
     proposals = [near_and_far(one, *shape) for one, shape in zip(gt_bboxes, SHAPES, strict=True)]
     seen = []
-    for head, given_ in ((stock, proposals), (fast, proposals), (fast, Proposals.pad(proposals))):
+    packed = [PackedMasks.pack(masks) for masks in gt_masks]
+    for head, given_, masks in (
+        (stock, proposals, gt_masks),
+        (fast, proposals, gt_masks),
+        (fast, Proposals.pad(proposals), packed),
+    ):
         torch.manual_seed(1)
         maps = [level.requires_grad_() for level in maps_of(3)]
-        losses = head.forward_train(maps, metas_of(SHAPES), given_, gt_bboxes, gt_labels, gt_masks=gt_masks)
+        losses = head.forward_train(maps, metas_of(SHAPES), given_, gt_bboxes, gt_labels, gt_masks=masks)
         head.zero_grad()
         sum(value.sum() for name, value in losses.items() if "loss" in name).backward()
         numbers = {name: value.detach().reshape(()) for name, value in losses.items()}
