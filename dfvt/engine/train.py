@@ -123,6 +123,8 @@ def train(
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
     text = cfg.pretty_text
 
+    if "cudnn_benchmark" in cfg:
+        torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
     seed_everything(seed)
     data, prepare = images_of(cfg)
     with arguments_of("data.train"):

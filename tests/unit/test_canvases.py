@@ -145,3 +145,13 @@ def test_a_training_with_fast_heads_learns_as_well(config: Config, tmp_path: Pat
     assert fast[0] == pytest.approx(stock[0], rel=0.05)  # but for the samples that the heads draw
     assert np.mean(fast[-4:]) == pytest.approx(np.mean(stock[-4:]), rel=0.1)
     assert np.mean(fast[-4:]) < 0.9 * fast[0]
+
+
+def test_cudnn_may_look_for_the_fastest_algorithms(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    losses_of(config, tmp_path / "silent")
+    assert not torch.backends.cudnn.benchmark
+    losses_of(config, tmp_path / "asked", cudnn_benchmark=True)
+    assert torch.backends.cudnn.benchmark

@@ -1,0 +1,216 @@
+"""Images a second of whole trainings on real images: mmdet's own heads and pipeline beside the fast ones.
+
+Usage: python -m benchmarks.train_throughput COCO [--variants tiny small base] [--batches 4 8] [--sides …]
+
+`COCO` holds `annotations/instances_train2017.json` and `train2017/`; its images are repeated. Everything of a
+training is included: loading, transfer, forward, backward, optimiser, logging. Each side is a process of its
+own. Of the windows of ten iterations the first half is warm-up; the number is the median of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WINDOW = 10
+# The recipe crops landscapes to portraits: a batch may have both. These six cost 24 % more pixels than none.
+CANVASES = [(800, 1088), (800, 1344), (1088, 800), (1344, 800), (1088, 1088), (1344, 1344)]
+# Both sides get few shapes: without them the stock path would wait for cuDNN at nearly every batch.
+COMMON: dict[str, Any] = {"canvases": CANVASES, "cudnn_benchmark": True}
+HEADS = {**COMMON, "fast_heads": True}
+BYTES = {**HEADS, "normalize_on_device": True, "optimizer.fused": True}
+LAST = {**BYTES, "channels_last": True}
+SIDES: dict[str, dict[str, Any]] = {
+    "stock": COMMON,
+    "heads": HEADS,
+    "bytes": BYTES,
+    "channels_last": LAST,
+    "fast": {**LAST, "compile_backbone": True},
+}
+
+
+def parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("--variants", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[4])
+    parser.add_argument("--sides", nargs="+", default=["stock", "fast"], choices=SIDES)
+    parser.add_argument("--seconds", type=float, default=90.0, help="of each training, its start included")
+    parser.add_argument("--workers", type=int, default=14, help="loader processes")
+    parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides, for a try on a CPU")
+    parser.add_argument("--profile", action="store_true", help="kernels, waits and busy time of a window too")
+    parser.add_argument("--one", type=json.loads, help="(for its own processes)")
+    return parser.parse_args()
+
+
+def divide(value: Any, by: int) -> Any:
+    """The sizes of a pipeline's steps, divided."""
+    if isinstance(value, dict):
+        sizes = ("img_scale", "crop_size")
+        return {key: _sizes(one, by) if key in sizes else divide(one, by) for key, one in value.items()}
+    return [divide(one, by) for one in value] if isinstance(value, list) else value
+
+
+def _sizes(value: Any, by: int) -> Any:
+    return type(value)(_sizes(one, by) for one in value) if isinstance(value, list | tuple) else value // by
+
+
+def run_one(arguments: Namespace) -> None:
+    """Trains one side, and prints what it measured as JSON."""
+    started = time.perf_counter()
+    import torch
+
+    from dfvt.engine.callbacks import Callback, StepRecord
+    from dfvt.engine.config import load_config
+    from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.hooks import TrainingStopped
+    from dfvt.engine.infer import choose_device
+    from dfvt.engine.train import train
+
+    class Windows(Callback):
+        """Notes each window, and profiles one in the middle if asked to."""
+
+        def __init__(self) -> None:
+            self.noted: list[tuple[float, StepRecord]] = []
+            self.profiler: Any = None
+            self.profiled: dict[str, float] = {}
+
+        def on_step(self, record: StepRecord) -> None:
+            now = time.perf_counter() - started
+            if self.profiler is not None:
+                torch.cuda.synchronize()
+                self.profiler.stop()
+                seconds = now - self.noted[-1][0]
+                self.profiled, self.profiler = summary(self.profiler, seconds), None
+            else:
+                self.noted.append((now, record))
+            half = arguments.seconds / 2
+            if arguments.profile and torch.cuda.is_available() and not self.profiled and now > half:
+                self.profiler = torch.profiler.profile()
+                self.profiler.start()
+                self.noted.append((time.perf_counter() - started, record))
+
+    side = arguments.one
+    quiet_libraries()
+    device = choose_device("auto")
+    cfg = load_config(CONFIGS / f"DFvT/maskrcnn_DFvT_{side['variant']}_1x_coco.py")
+    data = cfg.data.train
+    data.update(
+        ann_file=str(arguments.coco / "annotations/instances_train2017.json"),
+        img_prefix=str(arguments.coco / "train2017"),
+        pipeline=divide(data.pipeline, arguments.shrink),
+    )
+    cfg.data.val.update(ann_file=data.ann_file, img_prefix=data.img_prefix)  # never evaluated
+    cfg.data.train = {"type": "RepeatDataset", "times": 1000, "dataset": data}
+    cfg.merge_from_dict(
+        {
+            "data.samples_per_gpu": side["batch"],
+            "data.workers_per_gpu": arguments.workers,
+            "evaluation.interval": 0,
+            "checkpoint_config.interval": 0,
+            "log_config.interval": WINDOW,
+            "optimizer.lr": 1e-5,  # from random weights: nothing is to be learned here
+            **SIDES[side["side"]],
+            **arguments.options,
+        }
+    )
+    cfg.canvases = [[-(-side // (32 * arguments.shrink)) * 32 for side in canvas] for canvas in cfg.canvases]
+    windows = Windows()
+    with tempfile.TemporaryDirectory() as folder, suppress(TrainingStopped):
+        train(
+            cfg,
+            Path(folder),
+            device=device,
+            callbacks=[windows],
+            stop_asked=lambda: time.perf_counter() - started > arguments.seconds,
+        )
+    counted = windows.noted[len(windows.noted) // 2 :]
+    speed = statistics.median(record.images_per_second for _, record in counted)
+    cuda = device.type == "cuda"
+    result = {
+        **side,
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "torch": torch.__version__,
+        "images_per_second": speed,
+        "windows": len(counted),
+        "data_share": statistics.median(
+            record.data_seconds * record.images_per_second / side["batch"] for _, record in counted
+        ),
+        "steady_after_seconds": next(
+            (at for at, record in windows.noted if record.images_per_second > 0.9 * speed), None
+        ),
+        "gpu_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,
+        "loss": counted[-1][1].losses["loss"],
+        **windows.profiled,
+    }
+    print(json.dumps(result), flush=True)
+
+
+def summary(profiler: Any, seconds: float) -> dict[str, float]:
+    """Of a profiled window: kernels and waits an iteration, and the share of time that the GPU was busy."""
+    events = profiler.events()
+    kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    return {
+        "kernels_a_step": len(kernels) / WINDOW,
+        "waits_a_step": sum(event.name in waits for event in events) / WINDOW,
+        "gpu_busy": sum(event.device_time_total for event in kernels) * 1e-6 / seconds,
+    }
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.one:
+        run_one(arguments)
+        return
+    columns = ("variant", "batch", "side", "img/s", "x stock", "waits for data", "steady after", "GPU GiB")
+    extra = ("kernels a step", "waits a step", "GPU busy") if arguments.profile else ()
+    print(f"| {' | '.join((*columns, *extra))} |\n|{' --- |' * len(columns + extra)}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    results: list[dict[str, Any]] = []
+    for variant in arguments.variants:
+        for batch in arguments.batches:
+            stock = None
+            for side in arguments.sides:
+                one = json.dumps({"variant": variant, "batch": batch, "side": side})
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_throughput", *sys.argv[1:]]
+                done = subprocess.run(
+                    [*command, "--one", one], env=environment, capture_output=True, text=True
+                )
+                if done.returncode:
+                    print(
+                        f"| {variant} | {batch} | {side} | failed: {done.stderr.strip().splitlines()[-1]} |"
+                    )
+                    continue
+                result = json.loads(done.stdout.strip().splitlines()[-1])
+                results.append(result)
+                stock = result["images_per_second"] if side == "stock" else stock
+                cells = [
+                    *(variant, str(batch), side, f"{result['images_per_second']:.1f}"),
+                    f"{result['images_per_second'] / stock:.2f}" if stock else "",
+                    f"{result['data_share']:.0%}",
+                    f"{result['steady_after_seconds']:.0f} s",
+                    f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
+                ]
+                if "gpu_busy" in result:
+                    cells += [f"{result['kernels_a_step']:.0f}", f"{result['waits_a_step']:.0f}"]
+                    cells += [f"{result['gpu_busy']:.0%}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
+    if results:
+        print(f"\n{results[0]['device']}, torch {results[0]['torch']}, {arguments.workers} loader processes")
+        Path(os.environ.get("OUT", "."), "train_throughput.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
