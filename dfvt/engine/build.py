@@ -12,7 +12,7 @@ from mmcv.runner import build_optimizer, get_dist_info
 from mmdet.models import build_detector
 from torch import nn
 
-from dfvt.engine.compat import DistributedDetector
+from dfvt.engine.compat import DistributedDetector, parse_losses
 from dfvt.engine.config import arguments_of
 from dfvt.engine.precision import guard_interfaces
 from dfvt.models.dfvt import DFvT
@@ -39,6 +39,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
         require_fitting_neck(model)
         model.init_weights()
     model.CLASSES = classes
+    model._parse_losses = parse_losses
     guard_interfaces(model)
     if cfg.get("sync_batchnorm") and get_dist_info()[1] > 1:
         if device.type == "cpu":

@@ -14,14 +14,20 @@
   and today's convolutions return channels-last ones.
 - `CheckpointHook` and `load_checkpoint`, by `dfvt.engine.resume` and `dfvt.models.checkpoints`: half-written
   files, and loading without `weights_only`.
+- `BaseDetector._parse_losses`, by `parse_losses`: it asks the device for every number one by one, and the
+  other processes for each mean.
 - `TextLoggerHook`, by callbacks: the engine does not decide who listens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dfvt.data.masks import PackedMasks
@@ -36,6 +42,23 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list):
         return [to_device(value, device) for value in batch]
     return batch
+
+
+def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tensor, dict[str, float]]:
+    """The loss to be minimised, and the numbers to be logged, means over the processes.
+
+    Every process must have losses of the same names. As `BaseDetector._parse_losses`, with one message to the
+    other processes, and one from the device.
+    """
+    means = {
+        name: value.mean() if isinstance(value, Tensor) else reduce(torch.add, (one.mean() for one in value))
+        for name, value in losses.items()
+    }
+    loss = reduce(torch.add, (value for name, value in means.items() if "loss" in name))
+    numbers = torch.stack([value.detach().float() for value in (*means.values(), loss)])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(numbers.div_(dist.get_world_size()))
+    return loss, dict(zip((*means, "loss"), numbers.tolist(), strict=True))
 
 
 class DistributedDetector(DistributedDataParallel):

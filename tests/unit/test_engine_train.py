@@ -237,3 +237,17 @@ def test_classes_that_the_annotations_lack_are_named(config: Config, tmp_path: P
     config.data.train.classes = ("disk", "unicorn")
     with pytest.raises(ValueError, match=r"no category 'unicorn': set data\.train\.classes"):
         train(config, tmp_path)
+
+
+def test_losses_are_added_and_logged_as_mmdet_does(config: Config) -> None:
+    torch.manual_seed(0)
+    losses = {
+        "loss_one": torch.rand(3, requires_grad=True),
+        "loss_levels": [torch.rand(2, requires_grad=True) for _ in range(5)],
+        "accuracy": torch.rand(1),
+    }
+    model = build_model(config, ("shape",), torch.device("cpu"))
+    loss, numbers = model._parse_losses(losses)
+    expected, logged = type(model)._parse_losses(model, losses)
+    assert torch.equal(loss, expected) and loss.requires_grad
+    assert list(numbers.items()) == list(logged.items())
