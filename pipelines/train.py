@@ -63,7 +63,7 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         config_hash=config_hash(cfg.pretty_text),
         ray_job_id=connected(),
     )
-    recorder = open_run(settings, values, state / "run.json", lineage)
+    recorder = open_run(settings, values, state / "run.json", lineage, manifest)
     job = TrainingJob(
         config=with_absolute_paths(cfg, project).pretty_text,
         work_dir=state,
@@ -90,10 +90,16 @@ def state_key(config: str, manifest: DatasetManifest, values: VariantTrainSettin
 
 
 def open_run(
-    settings: Settings, values: VariantTrainSettings, file: Path, lineage: dict[str, str]
+    settings: Settings,
+    values: VariantTrainSettings,
+    file: Path,
+    lineage: dict[str, str],
+    manifest: DatasetManifest,
 ) -> RunRecorder:
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
+    from dfvt.cluster.origins import keep_origin
     from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+    from dfvt.tracking.origin import collect_origin
 
     uri = tracking_uri(Path.cwd())
     if file.is_file():
@@ -111,6 +117,7 @@ def open_run(
         tags=lineage,
         params=values.model_dump(),
     )
+    keep_origin(recorder, collect_origin(Path.cwd()), manifest)
     noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": uri, "tags": lineage}
     file.write_text(json.dumps(noted, indent=2) + "\n")
     return recorder

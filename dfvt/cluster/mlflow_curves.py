@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,7 @@ class MlflowCurves(ClusterCallback):
         self.pending: list[Point] = []
         self.last_request = time.monotonic()
         self.nodes: dict[int, str] = {}
+        self.devices: dict[int, str] = {}
 
     def on_start(self, start: TrainingStart) -> None:
         if self.folder and start.resumed_from:
@@ -58,16 +60,22 @@ class MlflowCurves(ClusterCallback):
                 (start.step, {f"settings/{name}": value for name, value in self.settings.items()})
             )
         if start.not_read_back:
-            self.set_tag("dfvt.not_read_back", " ".join(start.not_read_back))
+            self.set_tags({"dfvt.not_read_back": " ".join(start.not_read_back)})
 
-    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None:
-        self.nodes[rank] = node_id
-        self.set_tag("ray.nodes", " ".join(self.nodes[rank] for rank in sorted(self.nodes)))
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle, device: str) -> None:
+        self.nodes[rank], self.devices[rank] = node_id, device
+        devices = Counter(self.devices.values())
+        self.set_tags(
+            {
+                "ray.nodes": " ".join(self.nodes[rank] for rank in sorted(self.nodes)),
+                "env.devices": ", ".join(f"{number} x {name}" for name, number in devices.items()),
+            }
+        )
 
-    def set_tag(self, name: str, value: str) -> None:
-        """Sets a tag, unless the server cannot be reached: the training is worth more."""
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags, unless the server cannot be reached: the training is worth more."""
         with suppress(ConnectionError):
-            self.recorder.set_tags({name: value})
+            self.recorder.set_tags(tags)
 
     def on_step(self, record: StepRecord) -> None:
         numbers = {f"train/{name}": value for name, value in record.losses.items()}

@@ -15,15 +15,20 @@ Event = tuple[str, tuple[Any, ...]]  # a method of Callback, its arguments
 
 
 class ClusterCallback(Callback):
-    """A callback that also hears which node each worker runs on, and as which actor."""
+    """A callback that also hears of each worker: its node, its actor, and what it computes on."""
 
-    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None: ...
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle, device: str) -> None: ...
 
 
-def worker_event(rank: int) -> Event:
+def worker_event(rank: int, device: str) -> Event:
     """What a worker puts into the queue when it has started."""
     context = ray.get_runtime_context()
-    return ClusterCallback.on_worker.__name__, (rank, context.get_node_id(), context.current_actor)
+    return ClusterCallback.on_worker.__name__, (
+        rank,
+        context.get_node_id(),
+        context.current_actor,
+        device,
+    )
 
 
 class QueueRelay(Callback):

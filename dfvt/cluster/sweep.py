@@ -48,6 +48,7 @@ from dfvt.data.manifest import DatasetManifest
 from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+from dfvt.tracking.origin import collect_origin
 
 TUNE_FOLDER = "tune"
 NUM_TAKEN_OVER = 3
@@ -190,6 +191,7 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         artifact_root=home / "mlartifacts",
         experiment=settings.tracking.experiment,
         dataset=manifest,
+        origin=collect_origin(project),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
@@ -76,7 +78,7 @@ class Workers(ClusterCallback):
     def __init__(self) -> None:
         self.actors: dict[int, ActorHandle] = {}
 
-    def on_worker(self, rank: int, node_id: str, actor: ActorHandle) -> None:
+    def on_worker(self, rank: int, node_id: str, actor: ActorHandle, device: str) -> None:
         self.actors[rank] = actor
 
     def kill(self) -> None:
@@ -232,7 +234,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     rank = get_context().get_world_rank()
     first = rank == 0
-    arguments["events"].put(worker_event(rank))
+    arguments["events"].put(worker_event(rank, device_name(get_device())))
     if job.dataset:
         provide_dataset(
             job.dataset, job.data_source, lambda line: arguments["events"].put(("on_warning", (line,)))
@@ -261,6 +263,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
             num_processes=job.num_workers,
             take_over=job.take_over,
         )
+
+
+def device_name(device: torch.device) -> str:
+    """What a worker computes on, as its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 class StopAfter(Callback):

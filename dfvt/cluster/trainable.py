@@ -18,6 +18,7 @@ from dfvt.cluster.population import hand_over, take_over
 from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
 from dfvt.data.manifest import DatasetManifest
+from dfvt.tracking.origin import Origin
 
 Result = dict[str, Any]
 Hand = Callable[[Result], None]
@@ -36,6 +37,7 @@ class Sweep:
         lineage: tags of every run; those of a trial come beside them.
         tracking_uri, experiment, artifact_root: where the runs are filed.
         dataset: what nodes must have.
+        origin: what the project was like when the sweep began, for the runs of its trials.
         segment: after how many epochs a training ends for the scheduler to compare it with the others.
     """
 
@@ -48,6 +50,7 @@ class Sweep:
     artifact_root: Path
     dataset: DatasetManifest
     segment: int | None = None
+    origin: Origin | None = None
 
     def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
         """Of a trial of Tune's, given with all that it was assigned.

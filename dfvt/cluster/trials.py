@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from ray.tune.result import DONE
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
+from dfvt.cluster.origins import keep_origin
 from dfvt.cluster.population import TAKEN_OVER
 from dfvt.cluster.records import TrialRecord
 from dfvt.cluster.spaces import EPOCH
@@ -121,6 +122,9 @@ def run_trial(
         )
         record = TrialRecord(folder.name, assignment, recorder.run_id)
         record.save(folder)
+        if sweep.origin:
+            with suppress(ConnectionError):  # the training is worth more
+                keep_origin(recorder, sweep.origin, sweep.dataset)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
         recorder.set_tags(

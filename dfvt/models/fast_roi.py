@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from mmcv.ops import roi_align
@@ -18,7 +18,6 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfvt.data.masks import PackedMasks
 from dfvt.models.proposals import Proposals
 from dfvt.models.targets import (
     NOT_COUNTED,
@@ -32,7 +31,20 @@ from dfvt.models.targets import (
     take,
 )
 
-Masks: TypeAlias = BitmapMasks | PackedMasks
+
+class Bitmaps(Protocol):
+    """Masks of an image's objects that are on the device."""
+
+    height: int
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def unpack(self) -> Tensor:
+        """Zeros and ones (num_objects, height, width)."""
+
+
+Masks: TypeAlias = BitmapMasks | Bitmaps
 
 
 @ROI_EXTRACTORS.register_module()
@@ -216,10 +228,10 @@ def mask_targets(
         # without an object nothing counts, but something must be there to be sampled
         if not len(masks):
             bitmaps = regions.new_zeros(1, 1, 1)
-        elif isinstance(masks, PackedMasks):
-            bitmaps = masks.unpack()
-        else:
+        elif isinstance(masks, BitmapMasks):
             bitmaps = torch.from_numpy(masks.masks).to(regions.device, non_blocking=True)
+        else:
+            bitmaps = masks.unpack()
         bitmaps = bitmaps.to(regions.dtype)[:, None]
         targets.append(roi_align(bitmaps, rois, size, 1.0, 0, "avg", True).squeeze(1))
     return torch.cat(targets)

@@ -57,6 +57,14 @@ def git_lineage(project: Path) -> dict[str, str]:
     }
 
 
+def git_diff(project: Path) -> str | None:
+    """How tracked files, but for dvc.lock, differ from the commit; None without a difference or commit."""
+    if _git(project, "rev-parse", "--quiet", "--verify", "HEAD") is None:
+        return None
+    changes = _git(project, "diff", "--no-ext-diff", "HEAD", "--", ".", ":(exclude,glob)**/dvc.lock")
+    return f"{changes}\n" if changes else None
+
+
 def _git(project: Path, *arguments: str) -> str | None:
     """What git prints; None without git, outside a repository, and for HEAD before the first commit."""
     try:

@@ -18,14 +18,15 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 SQLITE = "sqlite:///"
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SECONDS_TO_ANSWER = 5.0
 # What MLflow takes in one request and in one value.
-_MAX_METRICS, _MAX_PARAMS, _MAX_PARAM_LENGTH = 1000, 100, 6000
+_MAX_METRICS, _MAX_PARAMS, _MAX_PARAM_LENGTH, _MAX_DIGEST_LENGTH = 1000, 100, 6000, 36
 
 
 def tracking_uri(project: Path) -> str:
@@ -168,6 +169,21 @@ class RunRecorder:
         entities = [RunTag(name, value) for name, value in tags.items()]
         with self._connected():
             self._client.log_batch(self.run_id, tags=entities, synchronous=True)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Keep a text with the run, as `file` of its artifacts. Raises as `log_curve` does."""
+        with self._connected():
+            self._client.log_text(self.run_id, text, file)
+
+    def log_dataset(self, name: str, data_hash: str, source: Path, *, profile: str, schema: str) -> None:
+        """Note the data set that the run trains on. Raises as `log_curve` does.
+
+        `profile` and `schema` are JSON; MLflow keeps the first 36 characters of the hash.
+        """
+        dataset = Dataset(name, data_hash[:_MAX_DIGEST_LENGTH], "local", str(source), schema, profile)
+        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        with self._connected():
+            self._client.log_inputs(self.run_id, [DatasetInput(dataset, context)])
 
     def log_artifact(self, file: Path, folder: str | None = None) -> None:
         """Keep a copy of a file with the run, in `folder` of its artifacts. Raises as `log_curve` does."""

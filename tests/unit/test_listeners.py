@@ -158,16 +158,16 @@ def test_an_outage_without_end_fails_in_one_sentence(monkeypatch: pytest.MonkeyP
         tell(MlflowCurves(recorder))
 
 
-def test_the_nodes_of_the_workers_are_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_and_devices_of_the_workers_are_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     context = Mock()
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     recorder, plain = Mock(), Mock(spec=Callback)
     curves = MlflowCurves(recorder)
-    for rank, node in ((1, "b"), (0, "a")):
+    for rank, node, device in ((1, "b", "H100"), (0, "a", "H100")):
         context.get_node_id.return_value = node
-        replay(worker_event(rank), curves)
-        replay(worker_event(rank), plain)
-    assert recorder.set_tags.call_args.args == ({"ray.nodes": "a b"},)
+        replay(worker_event(rank, device), curves)
+        replay(worker_event(rank, device), plain)
+    assert recorder.set_tags.call_args.args == ({"ray.nodes": "a b", "env.devices": "2 x H100"},)
     assert not plain.mock_calls
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import platform
 import shutil
 import socket
 import sqlite3
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from mlflow import MlflowClient
 
 from dfvt.tracking.lineage import collect_lineage, config_hash
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+from dfvt.tracking.origin import TrainingData, collect_origin, record_origin
 
 
 @pytest.fixture(scope="session")
@@ -414,3 +418,43 @@ def test_lineage_names_the_commit_and_what_differs_from_it(project: Path) -> Non
     with pytest.raises(ValueError, match=r"git cannot read the repository of .*bad config") as caught:
         lineage(project)
     assert "\n" not in str(caught.value)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_run_keeps_what_it_began_with(uri: str, project: Path) -> None:
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    (project / "code.py").write_text("x = 1\n")
+    assert collect_origin(project).diff is None  # no repository
+    git(project, "init")
+    git(project, "add", "code.py", "dvc.lock")
+    assert collect_origin(project).diff is None  # no commit
+    git(project, "commit", "-m", "first")
+    assert collect_origin(project).diff is None
+    (project / "code.py").write_text("x = 2\n")
+    (project / "dvc.lock").write_text("schema: '2.1'\n")
+    origin = collect_origin(project)
+    assert origin.diff is not None and "+x = 2\n" in origin.diff and "dvc.lock" not in origin.diff
+
+    recorder = open_run(uri, project)
+    data = TrainingData("shapes", "0123456789" * 6 + "abcd", project / "data", 220, ("square", "disc"))
+    record_origin(recorder, origin, data)
+    client = MlflowClient(uri)
+    texts = {
+        file.path: Path(client.download_artifacts(recorder.run_id, file.path)).read_text()
+        for file in client.list_artifacts(recorder.run_id, "origin")
+    }
+    assert texts["origin/uncommitted.diff"] == origin.diff
+    assert texts["origin/dvc.lock"] == "schema: '2.1'\n"
+    assert f"mlflow=={version('mlflow')}" in texts["origin/packages.txt"].splitlines()
+    run = client.get_run(recorder.run_id)
+    assert run.data.tags["env.torch"] == version("torch")
+    assert run.data.tags["env.python"] == platform.python_version()
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.source) == ("shapes", str(project / "data"))
+    assert data.data_hash.startswith(given.dataset.digest) and len(given.dataset.digest) >= 32
+    assert json.loads(given.dataset.profile) == {"num_train_images": 220, "num_classes": 2}
+    assert json.loads(given.dataset.schema) == {"classes": ["square", "disc"]}
