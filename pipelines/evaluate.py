@@ -32,6 +32,8 @@ def main(settings: Settings, variant: str) -> None:
     from dfvt.engine.evaluate import evaluate_model
     from dfvt.engine.infer import choose_device, load_detector
     from dfvt.engine.pace import Pace
+    from dfvt.reports.error_plots import plot_confusion
+    from dfvt.reports.errors import write_errors
     from dfvt.reports.gallery import draw_gallery
     from dfvt.tracking.mlflow import RunRecorder, tracking_uri
 
@@ -58,6 +60,8 @@ def main(settings: Settings, variant: str) -> None:
 
     folder = EVALUATIONS / f".{variant}.partial"
     write_evaluation(evaluation, folder)
+    write_errors(manifest.val_annotations_path, folder, settings.evaluate.score_threshold)
+    plot_confusion(folder / "confusion.csv", f"evaluate@{variant}", folder / "confusion.png")
     draw_gallery(
         manifest.val_images_path,
         manifest.val_annotations_path,

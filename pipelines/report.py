@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dfvt.data.manifest import DatasetManifest
 from dfvt.reports.curves import plot_learning_curves, plot_per_class_ap, plot_precision_recall
+from dfvt.reports.error_plots import plot_errors
 from dfvt.reports.gallery import draw_overview
 from dfvt.reports.results import write_results
 from dfvt.settings import VARIANTS, Settings
@@ -19,6 +20,7 @@ def main(settings: Settings) -> None:
     plot_learning_curves(RUNS, VARIANTS, FIGURES / "learning_curves.png")
     plot_precision_recall(EVALUATIONS, VARIANTS, FIGURES / "precision_recall.png")
     plot_per_class_ap(EVALUATIONS, VARIANTS, FIGURES / "per_class_ap.png")
+    plot_errors(EVALUATIONS, VARIANTS, FIGURES / "errors.png")
     draw_overview(
         manifest.val_images_path,
         manifest.val_annotations_path,

@@ -78,7 +78,7 @@ def plot_learning_curves(runs: Path, variants: Sequence[str], path: Path) -> Non
             ax.set(title=f"validation {kind} mAP (%)", xlabel="epoch")
             ax.set_ylim(bottom=0)
             ax.xaxis.get_major_locator().set_params(integer=True)
-        _legend(figure, map_axes[0])
+        draw_legend(figure, map_axes[0])
         save_figure(figure, path)
 
 
@@ -106,7 +106,7 @@ def plot_precision_recall(evaluations: Path, variants: Sequence[str], path: Path
         for ax, kind in zip(axes, IOU_TYPES.values(), strict=True):
             ax.set(title=f"{kind}, IoU 0.5", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
         axes[0].set_ylabel("precision, mean over classes")
-        _legend(figure, axes[0])
+        draw_legend(figure, axes[0])
         save_figure(figure, path)
 
 
@@ -141,7 +141,7 @@ def plot_per_class_ap(evaluations: Path, variants: Sequence[str], path: Path) ->
             ax.set_xlim(left=0)
             ax.grid(visible=False, axis="y")
         axes[0].set_ylim(len(classes) - 0.5, -0.5)
-        _legend(figure, axes[0])
+        draw_legend(figure, axes[0])
         save_figure(figure, path)
 
 
@@ -183,6 +183,7 @@ def _percent(values: pd.Series) -> pd.Series:
     return 100 * values.where(values >= 0)
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def draw_legend(figure: Figure, ax: Axes) -> None:
+    """A legend of what is drawn in one of a figure's axes, above all of them."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

@@ -127,7 +127,7 @@ def draw_gallery(
     Raises:
         FileNotFoundError: a file or an image is missing; ValueError: one is not in that format.
     """
-    dataset = _load_ground_truth(annotations)
+    dataset = load_ground_truth(annotations)
     found = _load_predictions(predictions, dataset, variant, score_threshold)
     written = []
     for image_id in _choose(dataset, num_images):
@@ -152,7 +152,7 @@ def draw_overview(
     Panels are small and labels short, without scores: the picture is to be read at the width of a page.
     The other arguments, the choice of images and the errors are those of `draw_gallery`.
     """
-    dataset = _load_ground_truth(annotations)
+    dataset = load_ground_truth(annotations)
     found = [_load_predictions(file, dataset, name, score_threshold) for name, file in predictions.items()]
     rows = [
         _draw_panels(images, dataset, image_id, found, OVERVIEW_CELL, with_scores=False)
@@ -161,7 +161,12 @@ def draw_overview(
     _save_grid(rows, ["ground truth", *(PUBLISHED[variant].name for variant in predictions)], path)
 
 
-def _load_ground_truth(annotations: Path) -> COCO:
+def load_ground_truth(annotations: Path) -> COCO:
+    """The annotations as pycocotools has them.
+
+    Raises:
+        FileNotFoundError: there is no such file; ValueError: it is no COCO file, or has no images.
+    """
     require_output(annotations, "fetch_data")
     try:
         # pycocotools reports its progress on standard output.

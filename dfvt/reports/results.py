@@ -18,6 +18,7 @@ FIGURES = {
     "learning_curves.png": "Learning curves",
     "precision_recall.png": "Precision and recall at IoU 0.5",
     "per_class_ap.png": "AP per class",
+    "errors.png": "What errors cost",
 }
 UNDEFINED = "\N{EN DASH}"
 
@@ -128,7 +129,7 @@ def write_results(
         "## In detail",
         "AP in percent: over IoU 0.50:0.95, at IoU 0.50 and 0.75, of small, medium and large objects.",
         _detail_table(results),
-        *(_figure(name) for name in ("precision_recall.png", "per_class_ap.png")),
+        *(_figure(name) for name in ("precision_recall.png", "per_class_ap.png", "errors.png")),
         "## Runs",
         _run_table(results),
     ]
