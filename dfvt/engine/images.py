@@ -28,8 +28,8 @@ class Normalization:
         rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
         inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
         values = (images.flip(1) if self.to_rgb else images).float()
-        mean = values.new_tensor(self.mean).view(1, 3, 1, 1)
-        factor = values.new_tensor([1 / one for one in self.std]).view(1, 3, 1, 1)
+        constants = torch.tensor([self.mean, [1 / one for one in self.std]])
+        mean, factor = constants.to(values.device, non_blocking=True)[:, None, :, None, None]
         return torch.where(inside[:, None], (values - mean) * factor, 0.0)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from mmcv.ops import roi_align
-from mmdet.core.bbox.iou_calculators import bbox_overlaps
 from mmdet.core.mask import BitmapMasks
 from mmdet.models.builder import HEADS, ROI_EXTRACTORS
 from mmdet.models.losses import CrossEntropyLoss
@@ -18,6 +17,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfvt.models.boxes import overlaps_between, require_plain_coder
 from dfvt.models.proposals import Proposals
 from dfvt.models.targets import (
     NOT_COUNTED,
@@ -101,6 +101,7 @@ class FastRoIHead(StandardRoIHead):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        require_plain_coder("FastRoIHead", self.bbox_head.bbox_coder)
         if self.train_cfg:
             require_supported("FastRoIHead", self.bbox_assigner, self.bbox_sampler)
         refused = {
@@ -141,7 +142,7 @@ class FastRoIHead(StandardRoIHead):
     @torch.no_grad()
     def sample(self, proposals: Proposals, objects: Objects) -> SampledRegions:
         """Draws regions among the proposals, and the objects themselves if the sampler adds them."""
-        overlaps = bbox_overlaps(objects.bboxes, proposals.bboxes)
+        overlaps = overlaps_between(objects.bboxes, proposals.bboxes)
         assigned = assign(overlaps, objects, proposals.valid, self.bbox_assigner)
         candidates = proposals.bboxes
         if self.bbox_sampler.add_gt_as_proposals:
@@ -223,8 +224,11 @@ def mask_targets(
     size = size if isinstance(size, tuple) else (size, size)
     targets = []
     for regions, index, masks in zip(bboxes, gt_index, gt_masks, strict=True):
-        limits = regions.new_tensor([masks.width, masks.height] * 2)
-        rois = torch.cat([index[:, None].to(regions), torch.minimum(regions.clamp(min=0), limits)], dim=1)
+        inside = regions.view(-1, 2, 2)
+        inside = torch.stack(
+            [inside[..., 0].clamp(0, masks.width), inside[..., 1].clamp(0, masks.height)], dim=-1
+        )
+        rois = torch.cat([index[:, None].to(regions), inside.flatten(1)], dim=1)
         # without an object nothing counts, but something must be there to be sampled
         if not len(masks):
             bitmaps = regions.new_zeros(1, 1, 1)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from mmcv import ConfigDict
-from mmdet.core.bbox.iou_calculators import bbox_overlaps
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RPNHead
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfvt.models.boxes import decode, overlaps_between, require_plain_coder
 from dfvt.models.proposals import Proposals, keep_greedily
 from dfvt.models.targets import assign, draw_samples, encode_positives, pad_objects, require_supported, take
 
@@ -29,6 +29,7 @@ class FastRPNHead(RPNHead):
         super().__init__(**options)
         if not self.use_sigmoid_cls or self.reg_decoded_bbox:
             raise ValueError("FastRPNHead takes a sigmoid loss and no decoded boxes: use mmdet's own head")
+        require_plain_coder("FastRPNHead", self.bbox_coder)
         if self.train_cfg:
             require_supported("FastRPNHead", self.assigner, self.sampler)
         self.anchors_of_sizes: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
@@ -80,7 +81,7 @@ class FastRPNHead(RPNHead):
         anchors = torch.cat(levels)
         objects = pad_objects(gt_bboxes)
         with torch.no_grad():
-            overlaps = bbox_overlaps(objects.bboxes, anchors.expand(len(img_metas), -1, -1))
+            overlaps = overlaps_between(objects.bboxes, anchors.expand(len(img_metas), -1, -1))
             counted = self.counted_anchors(anchors, corners, img_metas)
             assigned = assign(overlaps, objects, counted, self.assigner)
             samples = draw_samples(assigned, self.sampler)
@@ -144,8 +145,7 @@ class FastRPNHead(RPNHead):
         scores, index = logits.sigmoid().sort(dim=1, descending=True)
         if nms_pre > 0:
             scores, index = scores[:, :nms_pre], index[:, :nms_pre]
-        bboxes = self.bbox_coder.decode(anchors[index].flatten(0, 1), take(deltas, index).flatten(0, 1))
-        return scores, bboxes.view(*scores.shape, 4)
+        return scores, decode(self.bbox_coder, anchors[index], take(deltas, index))
 
 
 def choose_proposals(levels: Sequence[tuple[Tensor, Tensor]], shapes: Tensor, cfg: ConfigDict) -> Proposals:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from mmdet.core.bbox.assigners import MaxIoUAssigner
-from mmdet.core.bbox.coder.base_bbox_coder import BaseBBoxCoder
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.core.bbox.samplers import RandomSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from dfvt.models.boxes import encode
 
 NUM_STEP = 8  # the padded number of objects is a multiple of it: fewer shapes to compile for
 NOT_COUNTED, NEGATIVE = -1, 0
@@ -115,14 +117,16 @@ def draw_samples(assigned: Tensor, sampler: RandomSampler) -> Samples:
     )
 
 
-def encode_positives(coder: BaseBBoxCoder, bboxes: Tensor, gt_bboxes: Tensor, positive: Tensor) -> Tensor:
+def encode_positives(
+    coder: DeltaXYWHBBoxCoder, bboxes: Tensor, gt_bboxes: Tensor, positive: Tensor
+) -> Tensor:
     """What is to be predicted for boxes with an object, (B·S, 4), and something finite for the others.
 
     `bboxes` and `gt_bboxes` are (B, S, 4), `positive` (B, S).
     """
-    anything = bboxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    pairs = (torch.where(positive[..., None], one, anything).flatten(0, 1) for one in (bboxes, gt_bboxes))
-    return coder.encode(*pairs)
+    unit = torch.arange(4, device=bboxes.device).div(2, rounding_mode="floor").to(bboxes)  # 0, 0, 1, 1
+    bboxes, gt_bboxes = (torch.where(positive[..., None], one, unit) for one in (bboxes, gt_bboxes))
+    return encode(coder, bboxes, gt_bboxes).flatten(0, 1)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv import Config, ConfigDict
 from mmdet.core.bbox.assigners import MaxIoUAssigner
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.core.bbox.iou_calculators import bbox_overlaps
 from mmdet.core.bbox.samplers import RandomSampler
 from mmdet.core.mask import BitmapMasks
@@ -30,6 +31,7 @@ from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.train import seed_everything
+from dfvt.models.boxes import decode, encode, overlaps_between
 from dfvt.models.fast_roi import FastRoIHead
 from dfvt.models.fast_rpn import FastRPNHead
 from dfvt.models.proposals import Proposals, keep_greedily
@@ -134,6 +136,20 @@ def test_what_lies_in_the_padding_is_never_sampled() -> None:
         sizes = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
         expected = fast.prior_generator.valid_flags(sizes, meta["pad_shape"], "cpu")
         assert torch.equal(inside, torch.cat(expected))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), numbers=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_boxes_are_reckoned_with_as_in_mmdet(seed: int, numbers: tuple[int, int]) -> None:
+    torch.manual_seed(seed)
+    bboxes, others = (torch.stack([random_bboxes(n, 30, 40, 0.0) for _ in range(2)]) for n in numbers)
+    others[0, 0] = 7.0  # without area
+    bboxes[0, 0] = 7.0
+    assert torch.equal(overlaps_between(bboxes, others), bbox_overlaps(bboxes, others))
+    coder = DeltaXYWHBBoxCoder([0.0, 0.1, 0.0, -0.1], [0.1, 0.1, 0.2, 0.3])
+    flat, targets, deltas = random_bboxes(20, 30, 40), random_bboxes(20, 30, 40), torch.randn(20, 4) * 9
+    assert torch.equal(encode(coder, flat, targets), coder.encode(flat, targets))
+    torch.testing.assert_close(decode(coder, flat, deltas), coder.decode(flat, deltas), rtol=1e-6, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -379,6 +395,7 @@ def test_roi_features_are_those_of_mmdet(sampling_ratio: int, scale: float | Non
             "not InstanceBalancedPosSampler",
         ),
         ("rpn_head", {"rpn_head.reg_decoded_bbox": True}, "no decoded boxes"),
+        ("rpn_head", {"rpn_head.bbox_coder.add_ctr_clamp": True}, "without add_ctr_clamp"),
         ("roi_head", {"train_cfg.rcnn.sampler.neg_pos_ub": 3}, "FastRoIHead takes no neg_pos_ub"),
         ("roi_head", {"roi_head.bbox_head.reg_decoded_bbox": True}, "takes no decoded boxes"),
         ("roi_head", {"roi_head.mask_roi_extractor": None}, "takes no mask head without an extractor"),
