@@ -23,19 +23,25 @@ from typing import Any
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WINDOW = 10
-# The recipe crops landscapes to portraits: a batch may have both. These six cost 24 % more pixels than none.
-CANVASES = [(800, 1088), (800, 1344), (1088, 800), (1344, 800), (1088, 1088), (1344, 1344)]
+# The recipe crops landscapes to portraits: a batch may have both. The six cost 25 % more pixels than none.
+SIX = [(800, 1088), (800, 1344), (1088, 800), (1344, 800), (1088, 1088), (1344, 1344)]
+TEN = [
+    *((608, 800), (608, 1088), (800, 800), (800, 1088), (800, 1344)),
+    *((800, 608), (1088, 608), (1088, 800), (1344, 800), (1344, 1344)),
+]
 # Both sides get few shapes: without them the stock path would wait for cuDNN at nearly every batch.
-COMMON: dict[str, Any] = {"canvases": CANVASES, "cudnn_benchmark": True}
+COMMON: dict[str, Any] = {"canvases": SIX, "cudnn_benchmark": True}
 HEADS = {**COMMON, "fast_heads": True}
 BYTES = {**HEADS, "normalize_on_device": True, "optimizer.fused": True}
 LAST = {**BYTES, "channels_last": True}
+GROUPED = {**LAST, "canvases": TEN, "group_by_canvas": True}
 SIDES: dict[str, dict[str, Any]] = {
     "stock": COMMON,
     "heads": HEADS,
     "bytes": BYTES,
     "channels_last": LAST,
-    "fast": {**LAST, "compile_backbone": True},
+    "grouped": GROUPED,
+    "fast": {**GROUPED, "compile_backbone": True},
 }
 
 

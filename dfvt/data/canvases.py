@@ -26,6 +26,11 @@ def canvas_for(height: int, width: int, canvases: Sequence[Canvas]) -> Canvas:
     return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
 
 
+def in_order(canvases: Sequence[Canvas]) -> list[Canvas]:
+    """Canvases so that neighbours are alike: from the tallest portrait to the widest landscape."""
+    return sorted(canvases, key=lambda canvas: (canvas[1] / canvas[0], canvas[0] * canvas[1]))
+
+
 def pad_to_canvas(images: Tensor, canvases: Sequence[Canvas]) -> Tensor:
     """Images (B, C, H, W) with zeros on the bottom and right up to a canvas; see `canvas_for`."""
     height, width = images.shape[-2:]

@@ -7,7 +7,7 @@ between processes. Any iteration can be started at without reading what is befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     """This process's share of each global batch of an epoch.
 
     As in mmdet, a batch holds images of one orientation only, and each orientation is filled up to whole
-    batches by repeating images of it.
+    batches by repeating images of it. With `canvases_of` a batch holds samples of one canvas instead, or of
+    two that follow each other, and the last batch of all is filled up.
 
     Args:
         groups: orientation of each image (mmdet's `dataset.flag`), integers of shape (num_images,).
@@ -36,6 +37,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         num_parts: in how many equal parts each batch comes, for gradients that are gathered part by part.
         seed: of the order and of the augmentation.
         rank, world_size: this process among how many.
+        canvases_of: the numbers of the canvases that samples will need.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         num_parts: int = 1,
+        canvases_of: Callable[[Sequence[SampleKey]], Sequence[int]] | None = None,
     ) -> None:
         assert batch_size % num_parts == 0, (batch_size, num_parts)
         self.groups = np.asarray(groups)
@@ -55,6 +58,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         self.rank = rank
         self.world_size = world_size
         self.num_parts = num_parts
+        self.canvases_of = canvases_of
         self.epoch = 0
         self.start = 0
 
@@ -66,6 +70,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     def num_batches(self) -> int:
         """Iterations of a whole epoch."""
         global_batch = self.batch_size * self.world_size
+        if self.canvases_of:
+            return -(-len(self.groups) // global_batch)
         return int(sum(-(-count // global_batch) for count in np.bincount(self.groups)))
 
     def __len__(self) -> int:
@@ -73,19 +79,32 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        global_batch = self.batch_size * self.world_size
-        batches: list[
-            np.ndarray
-        ] = []  # each (global_batch, 2): image, and how often it came before in the epoch
-        for group in np.unique(self.groups):
-            indices = rng.permutation(np.flatnonzero(self.groups == group))
-            places = np.arange(-(-len(indices) // global_batch) * global_batch)
-            samples = np.stack([indices[places % len(indices)], places // len(indices)], axis=1)
-            batches.extend(samples.reshape(-1, global_batch, 2))
+        batches = self.batches_by_canvas(rng) if self.canvases_of else self.batches_by_orientation(rng)
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for position in rng.permutation(len(batches))[self.start :]:
             for part in np.split(batches[position][own], self.num_parts):
                 yield [self.sample_key(int(index), int(repeat)) for index, repeat in part]
+
+    def batches_by_orientation(self, rng: np.random.Generator) -> np.ndarray:
+        """The epoch's batches, (num_batches, global_batch, 2): image, and how often it came before."""
+        parts = [
+            self.filled(rng.permutation(np.flatnonzero(self.groups == group)))
+            for group in np.unique(self.groups)
+        ]
+        return np.concatenate(parts).reshape(-1, self.batch_size * self.world_size, 2)
+
+    def batches_by_canvas(self, rng: np.random.Generator) -> np.ndarray:
+        """As `batches_by_orientation`, in the order of the canvases that the samples need."""
+        assert self.canvases_of
+        samples = self.filled(rng.permutation(len(self.groups)))
+        canvases = self.canvases_of([self.sample_key(int(index), int(repeat)) for index, repeat in samples])
+        return samples[np.argsort(canvases, kind="stable")].reshape(-1, self.batch_size * self.world_size, 2)
+
+    def filled(self, indices: np.ndarray) -> np.ndarray:
+        """Samples (n, 2) of images up to whole batches: image, and how often it came before."""
+        global_batch = self.batch_size * self.world_size
+        places = np.arange(-(-len(indices) // global_batch) * global_batch)
+        return np.stack([indices[places % len(indices)], places // len(indices)], axis=1)
 
     def sample_key(self, index: int, repeat: int) -> SampleKey:
         """Image `index`, which came `repeat` times before in this epoch, with a seed (32 bits) of its own."""

@@ -38,17 +38,29 @@ class Batch(NamedTuple):
     unreadable: list[str]
 
 
-@contextmanager
-def seeded_augmentation(seed: int) -> Iterator[None]:
-    """Runs the body with Python's and NumPy's global generators seeded; restores their states afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+def seed_augmentation(seed: int) -> None:
+    """Seeds what the steps of a pipeline draw from: Python's and NumPy's global generators."""
     random.seed(seed)
     np.random.seed(seed)
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Runs the body, and restores the states of Python's and NumPy's global generators afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded_augmentation(seed: int) -> Iterator[None]:
+    """Runs the body with the generators of `seed_augmentation` seeded; restores their states afterwards."""
+    with kept_generators():
+        seed_augmentation(seed)
+        yield
 
 
 class SeededDataset(Dataset):

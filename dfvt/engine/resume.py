@@ -28,6 +28,8 @@ IDENTITY_KEYS = (
     "ema",
     "sync_batchnorm",
 )
+# Switches that decide it too, where they are on.
+SWITCHES = ("fast_heads", "canvases", "group_by_canvas")
 # What a learning rate that depends on the past alone has done does not change with the number of epochs.
 LENGTHENED_POLICIES = ("fixed", "step", "exp", "inv")
 PATH_KEYS = ("ann_file", "img_prefix", "data_root", "seg_prefix", "proposal_file")
@@ -39,7 +41,8 @@ def training_identity(cfg: Config, *, seed: int, num_images: int) -> dict[str, s
     runner = dict(cfg.runner)
     if cfg.lr_config.get("policy") in LENGTHENED_POLICIES:
         runner.pop("max_epochs")
-    parts: dict[str, Any] = {key: cfg.get(key) for key in IDENTITY_KEYS} | {
+    parts: dict[str, Any] = {key: cfg[key] for key in SWITCHES if cfg.get(key)}
+    parts |= {key: cfg.get(key) for key in IDENTITY_KEYS} | {
         "model": model,
         "runner": runner,
         "data.train": without_paths(cfg.data.train),

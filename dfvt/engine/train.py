@@ -18,6 +18,7 @@ from mmcv import Config
 from mmcv.runner import get_dist_info
 
 import dfvt.models
+from dfvt.data.forecast import canvas_forecast
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.engine.average import build_average
 from dfvt.engine.batches import plan_batches
@@ -141,6 +142,7 @@ def train(
         found = take_over, read_checkpoint(take_over)
         require_state(found[1], take_over)
     plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
+    canvases = [(height, width) for height, width in cfg.get("canvases") or ()]
     sampler = EpochBatchSampler(
         dataset.flag,
         plan.batch_size,
@@ -148,6 +150,7 @@ def train(
         rank=rank,
         world_size=world_size,
         num_parts=plan.num_parts,
+        canvases_of=canvas_forecast(dataset, canvases) if cfg.get("group_by_canvas") else None,
     )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
@@ -185,7 +188,7 @@ def train(
                 pin_memory=device.type == "cuda",
                 skip_unreadable=failure_policy_of(cfg).skip_unreadable,
                 pack_masks=bool(cfg.get("fast_heads")),
-                canvases=[(height, width) for height, width in cfg.get("canvases") or ()],
+                canvases=canvases,
             )
         )
     final = work_dir / FINAL_FILE

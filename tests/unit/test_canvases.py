@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmcv import Config, ConfigDict
 from mmdet.core.mask import BitmapMasks
+from mmdet.datasets import ConcatDataset, RepeatDataset
 
 from dfvt.data.canvases import canvas_for, pad_to_canvas
+from dfvt.data.forecast import forecast_shapes
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.data.masks import PackedMasks
+from dfvt.data.samples import SampleKey, SeededDataset
 from dfvt.engine.callbacks import Callback, StepRecord
+from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.images import images_of
 from dfvt.engine.train import train
 
+PROJECT = Path(__file__).parents[2]
 sides = st.integers(1, 40)
 canvas_lists = st.lists(st.tuples(sides, sides), min_size=1, max_size=5)
 
@@ -155,3 +161,102 @@ def test_cudnn_may_look_for_the_fastest_algorithms(
     assert not torch.backends.cudnn.benchmark
     losses_of(config, tmp_path / "asked", cudnn_benchmark=True)
     assert torch.backends.cudnn.benchmark
+
+
+def wrap(dataset: Any, how: str) -> Any:
+    if how == "repeated":
+        return RepeatDataset(dataset, 3)
+    return ConcatDataset([dataset, dataset]) if how == "joined" else dataset
+
+
+@pytest.mark.parametrize("how", ["plain", "repeated", "joined"])
+def test_shapes_are_forecast_without_a_pixel(config: Config, how: str) -> None:
+    published = load_config(PROJECT / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
+    for divisor, pipeline in ((4, published.data.train.pipeline), (1, config.data.train.pipeline)):
+        config.data.train.pipeline = smaller(pipeline, divisor)
+        dataset = wrap(build_coco_dataset(copy.deepcopy(config.data.train), test_mode=False), how)
+        forecast, seen = forecast_shapes(dataset), set()
+        samples = SeededDataset(dataset)
+        for seed in range(40):
+            key = SampleKey((seed * 7) % len(dataset), seed)
+            (shape,) = forecast([key])
+            seen.add(shape)
+            assert samples[key].data["img"].data.shape[1:] == shape
+        assert len(seen) > 5 or divisor == 1
+
+
+def smaller(steps: Any, divisor: int) -> Any:
+    """A pipeline's steps for small images."""
+    if isinstance(steps, dict):
+        return type(steps)(
+            {
+                key: shrunk(value, divisor) if key in ("img_scale", "crop_size") else smaller(value, divisor)
+                for key, value in steps.items()
+            }
+        )
+    return [smaller(one, divisor) for one in steps] if isinstance(steps, list) else steps
+
+
+def shrunk(value: Any, divisor: int) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(shrunk(one, divisor) for one in value)
+    return value // divisor
+
+
+@given(
+    canvases=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 3),
+)
+def test_a_batch_holds_samples_of_canvases_that_follow_each_other(
+    canvases: list[int], batch_size: int, world_size: int
+) -> None:
+    def sampler(rank: int) -> EpochBatchSampler:
+        one = EpochBatchSampler(
+            np.zeros(len(canvases), dtype=int),
+            batch_size,
+            seed=1,
+            rank=rank,
+            world_size=world_size,
+            canvases_of=lambda keys: [canvases[key.image] for key in keys],
+        )
+        one.set_position(2)
+        return one
+
+    parts = [list(sampler(rank)) for rank in range(world_size)]
+    assert {len(part) for part in parts} == {-(-len(canvases) // (batch_size * world_size))}
+    assert sampler(0).num_batches == len(parts[0])
+    batches = [[key for share in shares for key in share] for shares in zip(*parts, strict=True)]
+    images = [key.image for batch in batches for key in batch]
+    counts = np.bincount(images, minlength=len(canvases))
+    assert counts.min() >= 1 and counts.max() - counts.min() <= 1
+    spans = sorted((min(c), max(c)) for c in ([canvases[key.image] for key in batch] for batch in batches))
+    for (_, last), (first, _) in pairwise(spans):
+        assert first >= last  # sorted by canvas, they do not overlap
+    whole = list(sampler(0))
+    later = sampler(0)
+    later.set_position(2, len(whole) // 2)
+    assert list(later) == whole[len(whole) // 2 :]
+
+
+def test_a_training_goes_by_canvases(config: Config, tmp_path: Path) -> None:
+    options = {"group_by_canvas": True, "canvases": [(96, 160), (128, 160), (160, 160)]}
+    assert np.isfinite(losses_of(config, tmp_path, **options)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs canvases to group by"),
+        ({"canvases": [(160, 160)], "data.train.pipeline.2.type": "Expand"}, "what Expand does"),
+        ({"canvases": [(32, 32)]}, "no canvas of 32x32 holds"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused(
+    config: Config, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    if "data.train.pipeline.2.type" in options:
+        options = {key: value for key, value in options.items() if key == "canvases"}
+        config.data.train.pipeline.insert(2, {"type": "Expand"})
+    with pytest.raises(ValueError, match=message):
+        losses_of(config, tmp_path, group_by_canvas=True, **options)
