@@ -60,17 +60,19 @@ def main(settings: Settings, variant: str) -> None:
 
     folder = EVALUATIONS / f".{variant}.partial"
     write_evaluation(evaluation, folder)
-    write_errors(manifest.val_annotations_path, folder, settings.evaluate.score_threshold)
+    ordered = write_errors(manifest.val_annotations_path, folder, settings.evaluate.score_threshold)
     plot_confusion(folder / "confusion.csv", f"evaluate@{variant}", folder / "confusion.png")
-    draw_gallery(
-        manifest.val_images_path,
-        manifest.val_annotations_path,
-        folder / "predictions.segm.json",
-        folder / "gallery",
-        variant=variant,
-        score_threshold=settings.evaluate.score_threshold,
-        num_images=settings.evaluate.num_gallery_images,
-    )
+    for name, image_ids in (("", None), ("best", ordered), ("worst", ordered[::-1])):
+        draw_gallery(
+            manifest.val_images_path,
+            manifest.val_annotations_path,
+            folder / "predictions.segm.json",
+            folder / "gallery" / name,
+            variant=variant,
+            score_threshold=settings.evaluate.score_threshold,
+            num_images=settings.evaluate.num_gallery_images,
+            image_ids=image_ids,
+        )
     replace_folder(folder, EVALUATIONS / variant)
     METRICS.mkdir(exist_ok=True)
     text = json.dumps({name: round(value, 6) for name, value in evaluation.metrics.items()}, indent=2)

@@ -29,12 +29,13 @@ class Detection:
     """One prediction, judged at an IoU of 0.5.
 
     Attributes:
-        category_id, score: as predicted.
+        image_id, category_id, score: as predicted.
         kind: of its error; None where it found an object.
         target: the object (image, index) that it found, or meant as its error is understood; None without.
         target_category: that object's class.
     """
 
+    image_id: int
     category_id: int
     score: float
     kind: Kind | None
@@ -126,7 +127,7 @@ def judge_image(
             taken[place] = True
             category_id = prediction["category_id"]
             judgement.detections.append(
-                Detection(category_id, prediction["score"], None, (image_id, place), category_id)
+                Detection(image_id, category_id, prediction["score"], None, (image_id, place), category_id)
             )
             continue
         crowded = [
@@ -138,6 +139,7 @@ def judge_image(
         kind, target = kind_of(overlaps[row], classes == prediction["category_id"])
         judgement.detections.append(
             Detection(
+                image_id,
                 prediction["category_id"],
                 prediction["score"],
                 kind,
@@ -248,8 +250,31 @@ def confusions_of(judgement: Judgement, names: Mapping[int, str], score_threshol
     return pd.DataFrame(rows, columns=["actual", "predicted", "number"])
 
 
-def write_errors(annotations: Path, folder: Path, score_threshold: float) -> None:
-    """Writes `errors.csv` and `confusion.csv` beside `predictions.bbox.json` and `predictions.segm.json`."""
+def order_images(judgement: Judgement, score_threshold: float) -> list[int]:
+    """Images with objects, those on which a detector did best first: by the F1 of predictions of a score.
+
+    Of equal ones those with more objects come first.
+    """
+    right, wrong, objects = (defaultdict[int, int](int) for _ in range(3))
+    for image_id, _ in judgement.missed:
+        objects[image_id] += 1
+    for one in judgement.detections:
+        objects[one.image_id] += one.kind is None
+        if one.score >= score_threshold:
+            (wrong if one.kind else right)[one.image_id] += 1
+
+    def key(image_id: int) -> tuple[float, int, int]:
+        hits = right[image_id]
+        return -2 * hits / (hits + wrong[image_id] + objects[image_id]), -objects[image_id], image_id
+
+    return sorted((image_id for image_id, number in objects.items() if number), key=key)
+
+
+def write_errors(annotations: Path, folder: Path, score_threshold: float) -> list[int]:
+    """Writes `errors.csv` and `confusion.csv` beside `predictions.bbox.json` and `predictions.segm.json`.
+
+    Returns the images in the order of `order_images`.
+    """
     from dfvt.reports.gallery import load_ground_truth
 
     truth = load_ground_truth(annotations)
@@ -263,6 +288,8 @@ def write_errors(annotations: Path, folder: Path, score_threshold: float) -> Non
             for kind, (number, cost) in costs_of(judgement).items()
         ]
         if iou_type == "bbox":
+            ordered = order_images(judgement, score_threshold)
             confusions = confusions_of(judgement, names, score_threshold)
             confusions.to_csv(folder / "confusion.csv", index=False)
     pd.DataFrame(rows).to_csv(folder / "errors.csv", index=False, float_format="%.6f")
+    return ordered

@@ -112,6 +112,7 @@ def draw_gallery(
     variant: str,
     score_threshold: float,
     num_images: int,
+    image_ids: Sequence[int] | None = None,
 ) -> list[Path]:
     """Write one PNG an image, `<out>/<image id>.png`: truth on the left, predictions on the right.
 
@@ -122,7 +123,8 @@ def draw_gallery(
         out: folder of the gallery.
         variant: the detector that predicted.
         score_threshold: predictions below it are not drawn.
-        num_images: how many images, spread evenly over the sorted image ids.
+        num_images: how many images at most.
+        image_ids: of which the first ones are drawn; None spreads them evenly over the sorted ids.
 
     Raises:
         FileNotFoundError: a file or an image is missing; ValueError: one is not in that format.
@@ -130,7 +132,7 @@ def draw_gallery(
     dataset = load_ground_truth(annotations)
     found = _load_predictions(predictions, dataset, variant, score_threshold)
     written = []
-    for image_id in _choose(dataset, num_images):
+    for image_id in _choose(dataset, num_images) if image_ids is None else image_ids[:num_images]:
         titles = ["ground truth", f"{PUBLISHED[variant].name}, score ≥ {score_threshold:g}"]
         panels = _draw_panels(images, dataset, image_id, [found], GALLERY_CELL, with_scores=True)
         written.append(out / f"{image_id}.png")

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dfvt.reports.error_plots import plot_confusion, plot_errors
-from dfvt.reports.errors import KINDS, confusions_of, costs_of, judge, write_errors
+from dfvt.reports.errors import KINDS, confusions_of, costs_of, judge, order_images, write_errors
 from dfvt.settings import VARIANTS
 
 NAMES = {1: "cat", 2: "dog", 7: "bird"}
@@ -145,6 +145,14 @@ def test_confusions_say_what_objects_were_taken_for() -> None:
         ("cat", "dog", 1),
         ("dog", "dog", 1),
     ]
+
+
+def test_images_are_ordered_by_what_went_right_on_them() -> None:
+    truth = coco_of([item(1, CAT, image=i) for i in range(4)] + [item(2, FAR, image=3)], num_images=6)
+    found = [item(1, CAT, 0.9, image=i) for i in (1, 2, 3)] + [item(2, FAR, 0.9, image=3)]
+    found += [item(1, (80, 0, 9, 9), 0.8, image=2), item(1, FAR, 0.1, image=1), item(1, FAR, 0.9, image=5)]
+    judgement = judge(truth, found, "bbox")
+    assert order_images(judgement, 0.5) == [3, 1, 2, 0]  # both objects, one, one and a mistake, none
 
 
 def test_tables_and_pictures_are_written(tmp_path: Path) -> None:

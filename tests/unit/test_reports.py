@@ -322,6 +322,8 @@ def test_the_gallery_spreads_evenly_over_the_images(pictures: Path) -> None:
     assert [path.name for path in written] == ["1.png", "3.png", "5.png"]
     assert sorted(pictures.glob("gallery/*")) == written
     assert len(gallery(pictures, num_images=99)) == EMPTY_IMAGE_ID
+    chosen = gallery(pictures, image_ids=[4, 2, 1, 5])
+    assert [path.name for path in chosen] == ["4.png", "2.png", "1.png"]
 
 
 def test_the_gallery_shows_truth_and_prediction_enlarged(pictures: Path) -> None:
