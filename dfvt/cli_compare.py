@@ -90,8 +90,10 @@ def _runs(options: Namespace) -> tuple[str, list[RunInfo]]:
 
 def _compare(options: Namespace) -> int:
     from dfvt.reports.compare import COMPARABLE, markdown, missed, rows_of, save_comparison
+    from dfvt.tracking.runs import SWEEP_RUN
 
     uri, runs = _runs(options)
+    runs = [run for run in runs if SWEEP_RUN not in run.tags]  # a sweep as a whole is no detector
     if options.sweep:
         runs = [run for run in runs if run.tags.get("dfvt.sweep") == options.sweep]
     left_out = Counter(run.status.lower() for run in runs if run.status != "FINISHED" and not options.all)

@@ -106,7 +106,9 @@ def open_run(
         noted = json.loads(file.read_text())
         if noted["tracking_uri"] == uri:
             try:
-                return RunRecorder.attach(uri, noted["mlflow_run_id"])
+                recorder = RunRecorder.attach(uri, noted["mlflow_run_id"])
+                recorder.reopen()
+                return recorder
             except ValueError as error:
                 print(f"train@{values.variant}: {error}; starting another run", file=sys.stderr)
     recorder = RunRecorder.open(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -113,6 +113,13 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"the sweep {folder.name} in {folder} is running already: see dfvt sweep status {folder.name}"
         ) from error
+
+
+def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
+    """Whether trials are left that nothing but an interruption explains."""
+    if any(record.status == "running" for record in records):
+        return True
+    return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
 
 
 def require_same_spec(spec: SweepSpec, folder: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
 from dfvt.cluster.nodes import require_shared
+from dfvt.cluster.parents import parent_run
 from dfvt.cluster.records import (
     DATASET_MANIFEST,
     LINEAGE,
@@ -29,6 +32,7 @@ from dfvt.cluster.records import (
     note_spec,
     one_at_a_time,
     require_same_spec,
+    was_interrupted,
 )
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, searcher_of, segment_of
@@ -253,23 +257,58 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
             another spec, or no node can ever hold a worker.
         KeyboardInterrupt: it was interrupted; started again, it goes on.
     """
-    with one_at_a_time(sweep.folder):
+    with one_at_a_time(sweep.folder), sigterm_as_ctrl_c():
         require_same_spec(sweep.spec, sweep.folder)
         require_reachable(sweep.tracking_uri)
         with ray_session() as connected:
-            run_trials(replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()}))
+            sweep = replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()})
+            max_concurrent = require_capacity(sweep)
+            with parent_run(sweep) as parent_run_id:
+                run_admitted(replace(sweep, parent_run_id=parent_run_id), max_concurrent)
     records = load_records(sweep.folder)
     if was_interrupted(sweep.spec, records):  # which Tune takes for an end
+        for record in records:
+            if record.status == "running":
+                with suppress(ConnectionError, ValueError):
+                    RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id).finish("KILLED")
         raise KeyboardInterrupt(f"the states of {sweep.spec.name} are kept, the same command goes on")
     return records
 
 
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM, with which jobs are stopped, end a sweep as Ctrl-C does: with the trials' states."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
-    """Runs the trials on the connected Ray that have not ended yet; `run` as in `TrialTraining`."""
-    spec, folder = sweep.spec, sweep.folder
-    max_concurrent = max_concurrent_trials(spec)
+    """Runs the trials on the connected Ray that have not ended yet; `run` as in `TrialTraining`.
+
+    Raises:
+        ValueError: as `require_capacity`.
+    """
+    run_admitted(sweep, require_capacity(sweep), run)
+
+
+def require_capacity(sweep: Sweep) -> int | None:
+    """How many trials the connected Ray can run at once; None leaves it to Tune.
+
+    Raises:
+        ValueError: no node can ever hold a worker, or there are nodes that do not see the sweep's folder.
+    """
+    max_concurrent = max_concurrent_trials(sweep.spec)
     if len(ray.nodes()) > 1:
-        require_shared(folder)
+        require_shared(sweep.folder)
+    return max_concurrent
+
+
+def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None = None) -> None:
+    """Runs the trials that have not ended yet, so many at once."""
+    spec, folder = sweep.spec, sweep.folder
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
     num_epochs = max_epochs(spec, sweep.configs)
     sweep = replace(sweep, segment=segment_of(spec, num_epochs))
@@ -307,13 +346,6 @@ def run_trials(sweep: Sweep, run: RunTrial | None = None) -> None:
         )
     note_spec(spec, folder)
     tuner.fit()
-
-
-def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
-    """Whether trials are left that nothing but an interruption explains."""
-    if any(record.status == "running" for record in records):
-        return True
-    return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
 
 
 def max_epochs(spec: SweepSpec, configs: Mapping[str, str]) -> int:

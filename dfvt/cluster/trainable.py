@@ -38,6 +38,7 @@ class Sweep:
         tracking_uri, experiment, artifact_root: where the runs are filed.
         dataset: what nodes must have.
         origin: what the project was like when the sweep began, for the runs of its trials.
+        parent_run_id: of the sweep's own run.
         segment: after how many epochs a training ends for the scheduler to compare it with the others.
     """
 
@@ -51,6 +52,7 @@ class Sweep:
     dataset: DatasetManifest
     segment: int | None = None
     origin: Origin | None = None
+    parent_run_id: str | None = None
 
     def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
         """Of a trial of Tune's, given with all that it was assigned.

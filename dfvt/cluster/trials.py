@@ -119,6 +119,7 @@ def run_trial(
             run_name=f"{sweep.spec.name} {folder.name}",
             tags=job.lineage,
             params=params,
+            parent_run_id=sweep.parent_run_id,
         )
         record = TrialRecord(folder.name, assignment, recorder.run_id)
         record.save(folder)
@@ -127,6 +128,9 @@ def run_trial(
                 keep_origin(recorder, sweep.origin, sweep.dataset)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
+        if record.status != "finished":
+            with suppress(ConnectionError):  # the training is worth more
+                recorder.reopen()
         recorder.set_tags(
             {
                 f"dfvt.taken_over.{number}": f"{change.name} after epoch {change.epoch}"

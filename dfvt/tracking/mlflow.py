@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 SQLITE = "sqlite:///"
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -87,8 +87,9 @@ class RunRecorder:
         run_name: str,
         tags: Mapping[str, str],
         params: Mapping[str, object],
+        parent_run_id: str | None = None,
     ) -> Self:
-        """Start a run in `experiment`, which is created if need be.
+        """Start a run in `experiment`, which is created if need be; with a parent it is shown below that.
 
         A new experiment keeps its artifacts in the folder `artifact_root`, unless a server decides that.
         Raises ValueError when the store cannot be used or the experiment is deleted.
@@ -98,7 +99,8 @@ class RunRecorder:
             artifact_location = artifact_root.absolute().as_uri()
         with open_store(uri) as client:
             experiment_id = _experiment_id(client, experiment, artifact_location)
-            run = client.create_run(experiment_id, run_name=run_name, tags=dict(tags))
+            parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
+            run = client.create_run(experiment_id, run_name=run_name, tags={**tags, **parent})
             recorder = cls(client, uri, run.info.run_id)
             try:
                 recorder.log_params(params)
@@ -109,7 +111,7 @@ class RunRecorder:
 
     @classmethod
     def attach(cls, uri: str, run_id: str) -> Self:
-        """Continue a run that exists; its status stays as it is.
+        """Continue a run that exists; its status stays as it is, see `reopen`.
 
         Raises ValueError when the store cannot be used, has no such run, or the run is deleted.
         """
@@ -193,6 +195,11 @@ class RunRecorder:
     def log_artifacts(self, files: Path, folder: str | None = None) -> None:
         """Keep a copy of all files in the folder `files` with the run, in `folder` of its artifacts."""
         self._client.log_artifacts(self.run_id, str(files), folder)
+
+    def reopen(self) -> None:
+        """Say of a run that had ended that it goes on. Raises ConnectionError as `log_curve` does."""
+        with self._connected():
+            self._client.update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """End the run. Raises ConnectionError as `log_curve` does."""

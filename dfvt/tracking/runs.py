@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from dfvt.tracking.mlflow import SQLITE, open_store
 
 PAGE = 1000  # runs in one answer
+SWEEP_RUN = "dfvt.sweep_run"  # a tag of the run of a whole sweep; `dfvt.sweep` is that of its trials
 MIN_KEY = 4  # characters of a key that is to be the beginning of a hash
 
 

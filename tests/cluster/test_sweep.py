@@ -45,11 +45,22 @@ def runs(project: Project) -> list[Any]:
     return client.search_runs(experiments, filter_string="tags.`dfvt.sweep` != ''")
 
 
+def parent(project: Project) -> Any:
+    """The run of the sweep; there is one however often it was started."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.path}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, filter_string="tags.`dfvt.sweep_run` != ''")
+    return run
+
+
 def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> None:
     """Every trial has one record, one MLflow run with its parameters and end, and nothing is left over."""
     found = records(project, name)
     assert [record["status"] for record in found] == statuses
     by_id = {run.info.run_id: run for run in runs(project)}
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_id.values()} == {parent(project).info.run_id}
+    assert parent(project).info.status == "FINISHED"
+    assert parent(project).data.metrics["num_finished"] == statuses.count("finished")
     assert sorted(by_id) == sorted(record["mlflow_run_id"] for record in found)
     for record in found:
         run = by_id[record["mlflow_run_id"]]
@@ -141,7 +152,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project, number: signal.Signals) -> None:
     spec = write_spec(prepared, SPEC + "max_concurrent_trials: 1\n")
     log = (prepared.path / "sweep.log").open("w")
     driver = subprocess.Popen(
@@ -157,7 +169,7 @@ def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project) -> None:
         while not any(record["num_epochs"] for record in records(prepared, "two")):
             assert driver.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
             time.sleep(0.2)
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(number)
         assert driver.wait(120) == 130, Path(log.name).read_text()
     finally:
         driver.kill()
@@ -165,6 +177,7 @@ def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project) -> None:
     assert "Traceback" not in Path(log.name).read_text()
     status = prepared.run("python", "-m", "dfvt", "sweep", "status", "two")
     assert "2 trials: 1 interrupted, 1 waiting" in status.stderr
+    assert [run.info.status for run in runs(prepared)] == ["KILLED"]
     result = prepared.run("python", "-m", "dfvt", "sweep", spec)
     assert result.returncode == 0, result.stderr
     assert_each_trial_once(prepared, "two", ["finished", "finished"])

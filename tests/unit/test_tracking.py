@@ -147,6 +147,16 @@ def test_attaching_leaves_the_status(uri: str, project: Path) -> None:
     assert run.data.metrics == {"bbox_mAP": 0.1}
 
 
+def test_a_run_that_was_stopped_is_opened_again(uri: str, project: Path) -> None:
+    recorder = open_run(uri, project)
+    recorder.finish("KILLED")
+    client = MlflowClient(uri)
+    RunRecorder.attach(uri, recorder.run_id).reopen()
+    assert client.get_run(recorder.run_id).info.status == "RUNNING"
+    recorder.finish()
+    assert client.get_run(recorder.run_id).info.status == "FINISHED"
+
+
 def test_runs_that_are_unknown_or_deleted_are_refused(uri: str, project: Path) -> None:
     with pytest.raises(ValueError, match="Run with id=nonsense not found"):
         RunRecorder.attach(uri, "nonsense")

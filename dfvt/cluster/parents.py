@@ -1,0 +1,73 @@
+"""The MLflow run of a whole sweep, below which those of its trials are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from dfvt.cluster.records import load_records, text_of, was_interrupted
+from dfvt.cluster.trainable import Sweep
+from dfvt.data.files import write_whole
+from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.runs import SWEEP_RUN
+
+NOTE = "run.json"
+
+
+def open_parent(sweep: Sweep) -> RunRecorder:
+    """The run of a sweep: that which it began with, if the store still has it, else a new one."""
+    note = sweep.folder / NOTE
+    if note.is_file():
+        noted = json.loads(note.read_text())
+        if noted["tracking_uri"] == sweep.tracking_uri:
+            with suppress(ValueError):  # it was deleted
+                recorder = RunRecorder.attach(sweep.tracking_uri, noted["mlflow_run_id"])
+                recorder.reopen()
+                return recorder
+    spec = sweep.spec
+    recorder = RunRecorder.open(
+        sweep.tracking_uri,
+        sweep.experiment,
+        artifact_root=sweep.artifact_root,
+        run_name=spec.name,
+        tags={**sweep.lineage, SWEEP_RUN: spec.name},
+        params={
+            "algorithm": spec.algorithm,
+            "scheduler": spec.scheduler,
+            "variants": ", ".join(spec.variants),
+            "searched": ", ".join(spec.space),
+            "metric": spec.metric,
+            "mode": spec.mode,
+        },
+    )
+    recorder.log_text(text_of(spec), "spec.json")
+    content = {"mlflow_run_id": recorder.run_id, "tracking_uri": sweep.tracking_uri}
+    write_whole(note, json.dumps(content) + "\n")
+    return recorder
+
+
+@contextmanager
+def parent_run(sweep: Sweep) -> Iterator[str]:
+    """The id of a sweep's run, which ends with the body: noting the trials' ends and the best of them."""
+    recorder = open_parent(sweep)
+    whole = False
+    try:
+        yield recorder.run_id
+        whole = not was_interrupted(sweep.spec, load_records(sweep.folder))
+    finally:
+        with suppress(ConnectionError):  # the trials' results are on disk
+            recorder.log_metrics(summary_of(sweep))
+            recorder.finish("FINISHED" if whole else "KILLED")
+
+
+def summary_of(sweep: Sweep) -> dict[str, float]:
+    """How many trials there are, how many are finished, and the best of their numbers."""
+    metric, best = sweep.spec.metric, max if sweep.spec.mode == "max" else min
+    records = load_records(sweep.folder)
+    numbers = {
+        "num_trials": float(len(records)),
+        "num_finished": float(sum(record.status == "finished" for record in records)),
+    }
+    values = [record.metrics[metric] for record in records if metric in record.metrics]
+    return numbers | ({f"best_{metric}": best(values)} if values else {})
