@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Literal
 
 from dfvt.cluster.records import load_records, text_of, was_interrupted
 from dfvt.cluster.trainable import Sweep
@@ -13,6 +15,7 @@ from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.runs import SWEEP_RUN
 
 NOTE = "run.json"
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def open_parent(sweep: Sweep) -> RunRecorder:
@@ -21,10 +24,12 @@ def open_parent(sweep: Sweep) -> RunRecorder:
     if note.is_file():
         noted = json.loads(note.read_text())
         if noted["tracking_uri"] == sweep.tracking_uri:
-            with suppress(ValueError):  # it was deleted
+            try:
                 recorder = RunRecorder.attach(sweep.tracking_uri, noted["mlflow_run_id"])
                 recorder.reopen()
                 return recorder
+            except ValueError as error:
+                print(f"sweep {sweep.spec.name}: {error}; starting another run", file=sys.stderr)
     spec = sweep.spec
     recorder = RunRecorder.open(
         sweep.tracking_uri,
@@ -51,14 +56,18 @@ def open_parent(sweep: Sweep) -> RunRecorder:
 def parent_run(sweep: Sweep) -> Iterator[str]:
     """The id of a sweep's run, which ends with the body: noting the trials' ends and the best of them."""
     recorder = open_parent(sweep)
-    whole = False
+    status: Status = "KILLED"
     try:
         yield recorder.run_id
-        whole = not was_interrupted(sweep.spec, load_records(sweep.folder))
+        if not was_interrupted(sweep.spec, load_records(sweep.folder)):
+            status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
     finally:
         with suppress(ConnectionError):  # the trials' results are on disk
             recorder.log_metrics(summary_of(sweep))
-            recorder.finish("FINISHED" if whole else "KILLED")
+            recorder.finish(status)
 
 
 def summary_of(sweep: Sweep) -> dict[str, float]:
