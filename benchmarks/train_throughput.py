@@ -198,6 +198,7 @@ def main() -> None:
                     print(
                         f"| {variant} | {batch} | {side} | failed: {done.stderr.strip().splitlines()[-1]} |"
                     )
+                    print(done.stderr[-3000:], file=sys.stderr, flush=True)
                     continue
                 result = json.loads(done.stdout.strip().splitlines()[-1])
                 results.append(result)
