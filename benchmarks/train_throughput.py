@@ -90,7 +90,7 @@ def run_one(arguments: Namespace) -> None:
         def __init__(self) -> None:
             self.noted: list[tuple[float, StepRecord]] = []
             self.profiler: Any = None
-            self.profiled: dict[str, float] = {}
+            self.profiled: dict[str, Any] = {}
 
         def on_step(self, record: StepRecord) -> None:
             now = time.perf_counter() - started
@@ -163,12 +163,19 @@ def run_one(arguments: Namespace) -> None:
     print(json.dumps(result), flush=True)
 
 
-def summary(profiler: Any, seconds: float) -> dict[str, float]:
-    """Of a profiled window: kernels and waits an iteration, and the share of time that the GPU was busy."""
+def summary(profiler: Any, seconds: float) -> dict[str, Any]:
+    """Of a profiled window: kernels and waits an iteration, the share of time that the GPU was busy, and
+    milliseconds, calls and names of the kernels that took the longest."""
     events = profiler.events()
     kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
     waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    totals: dict[str, list[float]] = {}
+    for event in kernels:
+        total = totals.setdefault(event.name[:120], [0.0, 0.0])
+        total[0] += event.device_time_total * 1e-3 / WINDOW
+        total[1] += 1 / WINDOW
     return {
+        "slowest_kernels": sorted(([*total, name] for name, total in totals.items()), reverse=True)[:40],
         "kernels_a_step": len(kernels) / WINDOW,
         "waits_a_step": sum(event.name in waits for event in events) / WINDOW,
         "gpu_busy": sum(event.device_time_total for event in kernels) * 1e-6 / seconds,

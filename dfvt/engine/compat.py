@@ -21,8 +21,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -44,11 +44,40 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tensor, dict[str, float]]:
+class LossNumbers(Mapping[str, float]):
+    """Numbers on their way from the device: the first look at one waits for them, and for nothing after them.
+
+    `values` (num_names) are on the device.
+    """
+
+    def __init__(self, names: Sequence[str], values: Tensor) -> None:
+        self.names = names
+        self.values_on_host = values.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event() if values.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        if self.arrived:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.values_on_host.tolist(), strict=True))
+
+    def __getitem__(self, name: str) -> float:
+        return self.numbers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tensor, LossNumbers]:
     """The loss to be minimised, and the numbers to be logged, means over the processes.
 
     Every process must have losses of the same names. As `BaseDetector._parse_losses`, with one message to the
-    other processes, and one from the device.
+    other processes, and one from the device, for which nobody waits who does not look at a number.
     """
     means = {
         name: value.mean() if isinstance(value, Tensor) else reduce(torch.add, (one.mean() for one in value))
@@ -58,7 +87,7 @@ def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tenso
     numbers = torch.stack([value.detach().float() for value in (*means.values(), loss)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(numbers.div_(dist.get_world_size()))
-    return loss, dict(zip((*means, "loss"), numbers.tolist(), strict=True))
+    return loss, LossNumbers((*means, "loss"), numbers)
 
 
 class DistributedDetector(DistributedDataParallel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,7 +85,7 @@ class NonfiniteLosses:
         """A finite one ends the row."""
         self.in_a_row = 0
 
-    def report(self, step: int, lr: float, losses: dict[str, float], images: list[str]) -> None:
+    def report(self, step: int, lr: float, losses: Mapping[str, float], images: list[str]) -> None:
         """Says what is known, and goes on.
 
         Raises:

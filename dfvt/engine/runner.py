@@ -142,6 +142,8 @@ class DetectorRunner(BaseRunner):
                 inputs = self.prepare(to_device(part, self.device))
                 with self.precision.autocast(self.device):
                     outputs = self.model.train_step(inputs, self.optimizer)
+                self.scaler.scale(outputs["loss"] * weight).backward()
+                # after the backward pass is on its way: the device does not idle while its numbers are read
                 for name, value in outputs["log_vars"].items():
                     log_vars[name] = log_vars.get(name, 0.0) + value / len(parts)
                 if not math.isfinite(outputs["log_vars"]["loss"]):
@@ -156,7 +158,6 @@ class DetectorRunner(BaseRunner):
                         self.of_all_processes(images),
                     )
                     return None
-                self.scaler.scale(outputs["loss"] * weight).backward()
         self.nonfinite.reset()
         self.num_gathered += 1
         num_samples = sum(len(part["img_metas"]) for part in parts)

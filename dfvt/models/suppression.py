@@ -1,7 +1,8 @@
 """Greedy non-maximum suppression of many problems at once on a GPU, without asking it for anything.
 
 First, for each pair of boxes, a bit that says whether the better one covers the other; then one program a
-problem goes through its boxes in order. Imported where there is a GPU alone: it needs Triton.
+problem goes through its boxes in order. Imported where there is a GPU alone: it needs Triton, which takes
+other names of types for global variables: its functions have no annotations.
 """
 
 from __future__ import annotations
@@ -15,14 +16,9 @@ BITS = 64
 
 
 @triton.jit
-def note_covered(
-    bboxes: Tensor,
-    words: Tensor,
-    num_bboxes: int,
-    num_words: int,
-    iou_threshold: float,
-    num_bits: tl.constexpr,
-) -> None:
+def note_covered(  # type: ignore[no-untyped-def]
+    bboxes, words, num_bboxes, num_words, iou_threshold, num_bits: tl.constexpr
+):
     problem, row_block, word = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows = row_block * num_bits + tl.arange(0, num_bits)
     columns = word * num_bits + tl.arange(0, num_bits)
@@ -45,15 +41,9 @@ def note_covered(
 
 
 @triton.jit
-def choose_in_order(
-    words: Tensor,
-    valid: Tensor,
-    keep: Tensor,
-    num_bboxes: int,
-    num_words: int,
-    num_bits: tl.constexpr,
-    width: tl.constexpr,
-) -> None:
+def choose_in_order(  # type: ignore[no-untyped-def]
+    words, valid, keep, num_bboxes, num_words, num_bits: tl.constexpr, width: tl.constexpr
+):
     problem = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, width)
     covered = tl.zeros([width], tl.int64)

@@ -446,3 +446,22 @@ def test_heads_of_another_kind_are_not_made_fast(config: Config) -> None:
     config.model.roi_head.type = "DoubleHeadRoIHead"
     with pytest.raises(ValueError, match="fast_heads knows no DoubleHeadRoIHead"):
         build_model(config, ("thing",), torch.device("cpu"))
+
+
+def test_the_kernels_of_suppression_compile_for_a_hopper_gpu() -> None:
+    """On a machine without one: Triton's interpreter takes what its compiler refuses."""
+    pytest.importorskip("triton", reason="Triton comes with torch for Linux alone")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from dfvt.models import suppression
+
+    covered = {"bboxes": "*fp32", "words": "*i64", "num_bboxes": "i32", "num_words": "i32"}
+    order = {"words": "*i64", "valid": "*i8", "keep": "*i8", "num_bboxes": "i32", "num_words": "i32"}
+    for kernel, signature, constants in (
+        (suppression.note_covered, {**covered, "iou_threshold": "fp32"}, {"num_bits": 64}),
+        (suppression.choose_in_order, order, {"num_bits": 64, "width": 16}),
+    ):
+        signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+        compiled = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
