@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmcv import Config, ConfigDict
 from mmcv.runner import build_optimizer, get_dist_info
+from mmcv.runner.optimizer.builder import OPTIMIZERS
 from mmdet.models import build_detector
 from torch import nn
 
@@ -99,7 +101,11 @@ def build_merged_optimizer(model: nn.Module, cfg: ConfigDict) -> torch.optim.Opt
     """mmcv's optimiser of a config, with one parameter group for all parameters that share their settings.
 
     mmcv makes a group of every parameter, which takes as many passes as there are parameters to update them.
+    On a GPU an optimiser that has a fused form takes it, unless the config says `fused` or `foreach`.
     """
+    cls = OPTIMIZERS.get(cfg.get("type"))
+    if next(model.parameters()).is_cuda and cls and "fused" in inspect.signature(cls).parameters:
+        cfg = ConfigDict(cfg) if {"fused", "foreach"} & set(cfg) else ConfigDict(cfg, fused=True)
     with arguments_of("optimizer"):
         optimizer = build_optimizer(model, cfg)
     merged: dict[str, dict[str, Any]] = {}

@@ -11,6 +11,8 @@ import torch
 from mmcv import Config, ConfigDict
 from torch import Tensor
 
+from dfvt.data.canvases import Canvas
+
 AFTER_NORMALIZE = {"Pad", "DefaultFormatBundle", "Collect"}  # they change no pixel
 
 
@@ -68,6 +70,19 @@ def images_of(cfg: Config) -> tuple[ConfigDict, ImagePreparation]:
     if cfg.get("normalize_on_device"):
         data, normalization = without_normalize(data)
     return data, ImagePreparation(normalization, bool(cfg.get("channels_last")))
+
+
+def canvases_of(cfg: Config) -> list[Canvas]:
+    """`canvases = [(height, width), …]` of a config: the shapes that training batches are padded to.
+
+    Raises:
+        ValueError: one is no pair of whole numbers from 1.
+    """
+    canvases = cfg.get("canvases") or ()
+    for canvas in canvases:
+        if len(canvas) != 2 or any(not isinstance(side, int) or side < 1 for side in canvas):
+            raise ValueError(f"canvases has {canvas!r}: each is a height and a width in pixels")
+    return [(height, width) for height, width in canvases]
 
 
 def without_normalize(data: ConfigDict) -> tuple[ConfigDict, Normalization]:

@@ -27,8 +27,9 @@ from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
+from dfvt.engine.graphs import graph_features
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
-from dfvt.engine.images import ImagePreparation, images_of
+from dfvt.engine.images import ImagePreparation, canvases_of, images_of
 from dfvt.engine.precision import precision_of
 from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
@@ -142,7 +143,7 @@ def train(
         found = take_over, read_checkpoint(take_over)
         require_state(found[1], take_over)
     plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
-    canvases = [(height, width) for height, width in cfg.get("canvases") or ()]
+    canvases = canvases_of(cfg)
     sampler = EpochBatchSampler(
         dataset.flag,
         plan.batch_size,
@@ -220,6 +221,8 @@ def build_runner(
         if left_out:
             warn(left_out)
     average = build_average(cfg, model)
+    precision = precision_of(cfg, device)
+    graph_features(model, cfg, canvases_of(cfg), precision, device)
     model = distributed(model, cfg, device)
     seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
     return DetectorRunner(
@@ -227,7 +230,7 @@ def build_runner(
         build_merged_optimizer(model, cfg.optimizer),
         sampler=sampler,
         device=device,
-        precision=precision_of(cfg, device),
+        precision=precision,
         max_epochs=cfg.runner.max_epochs,
         meta=meta,
         num_accumulated=num_accumulated_of(cfg),

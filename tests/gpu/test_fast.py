@@ -17,6 +17,9 @@ from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.graphs import graph_features
+from dfvt.engine.images import canvases_of
+from dfvt.engine.precision import Precision
 from dfvt.engine.train import seed_everything, train
 from tests.gpu.conftest import Recorder
 
@@ -117,7 +120,8 @@ def test_a_training_with_every_switch_on_learns_like_one_without(
                 "fast_heads": True,
                 "normalize_on_device": True,
                 "channels_last": True,
-                "compile_backbone": True,
+                "cuda_graphs": True,
+                "group_by_canvas": True,
                 "canvases": [(128, 160), (160, 160)],
                 "data.workers_per_gpu": 2,
             },
@@ -132,3 +136,31 @@ def test_a_training_with_every_switch_on_learns_like_one_without(
     assert len(stock) == len(fast)
     assert fast[0] == pytest.approx(stock[0], rel=0.1)
     assert np.mean(fast[-8:]) == pytest.approx(np.mean(stock[-8:]), rel=0.15)
+
+
+def test_graphs_have_the_gradients_and_statistics_of_the_detector(config_file: Path) -> None:
+    cfg = load_config(config_file, {"canvases": [(128, 160), (160, 160)], "data.samples_per_gpu": 2})
+    cfg.model.backbone.drop_path_rate = 0.0
+    cfg.cuda_graphs = True
+    results = []
+    for graphed in (False, True):
+        seed_everything(0)
+        model = build_model(cfg, ["shape"] * 80, GPU).train()
+        if graphed:
+            graph_features(model, cfg, canvases_of(cfg), Precision(), GPU)
+        replayed = model.extract_feat.graphs if graphed else {}
+        assert len(replayed) == 2 * graphed
+        for seed, width in ((1, 160), (2, 160), (3, 192)):  # gradients gather; the last shape has no graph
+            torch.manual_seed(seed)
+            maps = model.extract_feat(torch.randn(2, 3, 128, width, device=GPU))
+            sum((one * one).mean() for one in maps).backward()
+        results.append(
+            (
+                {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+                dict(model.named_buffers()),
+            )
+        )
+    for kind in (0, 1):
+        assert results[0][kind].keys() == results[1][kind].keys()
+        for name, value in results[0][kind].items():
+            torch.testing.assert_close(results[1][kind][name], value, rtol=1e-3, atol=1e-5, msg=name)
