@@ -179,6 +179,8 @@ def summary(profiler: Any, seconds: float) -> dict[str, Any]:
         total[1] += 1 / WINDOW
     return {
         "slowest_kernels": sorted(([*total, name] for name, total in totals.items()), reverse=True)[:40],
+        "launches_a_step": sum("Launch" in event.name and event.name[:2] == "cu" for event in events)
+        / WINDOW,
         "kernels_a_step": len(kernels) / WINDOW,
         "waits_a_step": sum(event.name in waits for event in events) / WINDOW,
         "gpu_busy": sum(event.device_time_total for event in kernels) * 1e-6 / seconds,
@@ -191,7 +193,7 @@ def main() -> None:
         run_one(arguments)
         return
     columns = ("variant", "batch", "side", "img/s", "x stock", "waits for data", "steady after", "GPU GiB")
-    extra = ("kernels a step", "waits a step", "GPU busy") if arguments.profile else ()
+    extra = ("kernels a step", "launches a step", "waits a step", "GPU busy") if arguments.profile else ()
     print(f"| {' | '.join((*columns, *extra))} |\n|{' --- |' * len(columns + extra)}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     results: list[dict[str, Any]] = []
@@ -221,7 +223,7 @@ def main() -> None:
                     f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
                 ]
                 if "gpu_busy" in result:
-                    cells += [f"{result['kernels_a_step']:.0f}", f"{result['waits_a_step']:.0f}"]
+                    cells += [f"{result[f'{what}_a_step']:.0f}" for what in ("kernels", "launches", "waits")]
                     cells += [f"{result['gpu_busy']:.0%}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
     if results:

@@ -1,8 +1,13 @@
-"""Backbone and neck of a training replayed as CUDA graphs: one launch in place of some thousands."""
+"""A detector's training iteration replayed as CUDA graphs: two launches in place of some thousands.
+
+The forward graph goes from images and objects to the losses. The masks' targets alone, which come from bitmaps
+of any size, are made outside of it. The backward graph goes from the losses to the gradients.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,73 +17,220 @@ from torch import Tensor, nn
 from dfvt.data.canvases import Canvas
 from dfvt.engine.failures import BufferCopies
 from dfvt.engine.precision import Precision
+from dfvt.models.fast_roi import FastRoIHead, PredictedMasks
+from dfvt.models.fast_rpn import FastRPNHead, ImageSizes, is_plain_nms
+from dfvt.models.targets import Objects, pad_objects
+
+# Objects that an image of a graph has places for: few of COCO's images have more than 32, none more than 96.
+# A batch with more is trained without a graph.
+CAPACITIES = (32, 96)
+NUM_WARMUPS = 2  # iterations in which libraries choose their algorithms
+LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox")
 
 
-class DensePart(nn.Module):
-    """What a detector computes of images alone, with parameters that are the detector's own."""
+class FixedPart(nn.Module):
+    """What an iteration computes in tensors whose shapes its images' canvas fixes."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone = detector.backbone
-        self.neck = detector.neck if detector.with_neck else nn.Identity()
+        self.neck = detector.neck
+        self.rpn_head = detector.rpn_head
+        self.roi_head = detector.roi_head
+        self.proposal_cfg = detector.train_cfg.get("rpn_proposal", detector.test_cfg.rpn)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of images (B, 3, H, W)."""
-        return tuple(self.neck(self.backbone(images)))
+    def forward(self, images: Tensor, objects: Objects, sizes: ImageSizes) -> tuple[Tensor, ...]:
+        """The values of `LOSSES`, and if there is a mask head those of `PredictedMasks`."""
+        maps = self.neck(self.backbone(images))
+        scores, deltas = self.rpn_head(maps)
+        losses = self.rpn_head.losses_of(scores, deltas, objects, sizes)
+        proposals = self.rpn_head.proposals_of(scores, deltas, sizes.own, self.proposal_cfg)
+        regions = self.roi_head.sample(proposals, objects)
+        losses |= self.roi_head.bbox_losses(maps, regions)
+        values = [losses[name] for name in LOSSES]
+        if self.roi_head.with_mask:
+            values += self.roi_head.predict_masks(maps, regions)
+        return tuple(values)
 
 
-class GraphedFeatures:
-    """A detector's `extract_feat` that replays a graph for training batches of known shapes.
+@dataclass(frozen=True)
+class Places:
+    """Where graphs find their inputs and leave their gradients: the same memory for every canvas.
 
-    All graphs use the same memory: the maps of a batch are gone with the next one.
+    Attributes:
+        pixels: of the largest batch.
+        objects, sizes: of its images, as many objects as the largest capacity.
+        parameters, gradients: those that are trained, and what is found for them.
     """
 
-    def __init__(self, detector: Any) -> None:
-        self.detector = detector
-        self.extract_feat = detector.extract_feat
-        self.parameters = list(DensePart(detector).parameters())
-        self.graphs: dict[tuple[int, ...], Callable[..., Any]] = {}
+    pixels: Tensor
+    objects: Objects
+    sizes: ImageSizes
+    parameters: list[nn.Parameter]
+    gradients: list[Tensor]
 
-    def __call__(self, images: Tensor) -> Any:
-        graph = self.graphs.get(tuple(images.shape))
-        if graph is None or not (self.detector.training and torch.is_grad_enabled()):
-            return self.extract_feat(images)
-        # gradients that wait for more lie where the graph is about to write new ones
-        for parameter in self.parameters:
+    @classmethod
+    def make(cls, part: nn.Module, batch_size: int, num_pixels: int, device: torch.device) -> Places:
+        """For `batch_size` images of at most `num_pixels`."""
+        parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        labels = torch.zeros(batch_size, max(CAPACITIES), dtype=torch.long, device=device)
+        bboxes = torch.tensor([8.0, 8.0, 40.0, 40.0], device=device).repeat(batch_size, max(CAPACITIES), 1)
+        return cls(
+            torch.rand(batch_size * 3 * num_pixels, device=device),
+            Objects(bboxes, labels, labels == 0),
+            ImageSizes(*(torch.full((batch_size, 2), 64.0, device=device) for _ in range(2))),
+            parameters,
+            [torch.zeros_like(parameter) for parameter in parameters],
+        )
+
+    def objects_of(self, capacity: int) -> Objects:
+        """The places of that many objects an image."""
+        return Objects(*(getattr(self.objects, one.name)[:, :capacity] for one in fields(Objects)))
+
+    def images(self, shape: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
+        """The place of images (B, 3, H, W)."""
+        flat = self.pixels[: torch.Size(shape).numel()]
+        if memory_format is torch.channels_last:
+            batch, channels, height, width = shape
+            return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return flat.view(shape)
+
+
+class GraphPair:
+    """The graphs of one canvas and capacity."""
+
+    def __init__(self, part: FixedPart, images: Tensor, objects: Objects, places: Places, pool: Any) -> None:
+        self.images, self.objects, self.places = images, objects, places
+        # choices of algorithms must not be captured
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(NUM_WARMUPS):
+                self.differentiate(part(images, objects, places.sizes))
+        torch.cuda.current_stream().wait_stream(side)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, pool=pool):
+            outputs = part(images, objects, places.sizes)
+        self.output_gradients = [torch.ones_like(one) for one in outputs if one.requires_grad]
+        with torch.cuda.graph(self.backward, pool=pool):
+            self.differentiate(outputs, self.output_gradients)
+        self.differentiable = [one.requires_grad for one in outputs]
+        self.outputs = [one.detach() for one in outputs]
+
+    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
+        """Leaves the gradients of the parameters at their places."""
+        differentiable = [one for one in outputs if one.requires_grad]
+        gradients = gradients or [torch.ones_like(one) for one in differentiable]
+        with torch.autocast(self.images.device.type, enabled=False):
+            found = torch.autograd.grad(
+                differentiable, self.places.parameters, gradients, allow_unused=True, materialize_grads=True
+            )
+        torch._foreach_copy_(self.places.gradients, found)
+
+
+class Replay(torch.autograd.Function):
+    """A graph pair as one step of autograd, from the parameters to the outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, pair: GraphPair, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.pair = pair
+        pair.forward.replay()
+        outputs = tuple(one.detach() for one in pair.outputs)
+        ctx.mark_non_differentiable(
+            *(one for one, wanted in zip(outputs, pair.differentiable, strict=True) if not wanted)
+        )
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pair: GraphPair = ctx.pair
+        given = [one for one, wanted in zip(gradients, pair.differentiable, strict=True) if wanted]
+        torch._foreach_copy_(pair.output_gradients, given)
+        pair.backward.replay()
+        return (None, *(place.detach() for place in pair.places.gradients))
+
+
+class GraphedTraining:
+    """A detector's `forward_train` that replays graphs for batches of known shapes.
+
+    All graphs use the same memory: what an iteration computed is gone with the next one.
+    """
+
+    def __init__(self, detector: Any, batch_size: int, memory_format: torch.memory_format) -> None:
+        self.detector = detector
+        self.forward_train = detector.forward_train
+        self.batch_size = batch_size
+        self.memory_format = memory_format
+        self.pairs: dict[tuple[tuple[int, ...], int], GraphPair] = {}
+
+    def __call__(
+        self,
+        img: Tensor,
+        img_metas: Sequence[dict[str, Any]],
+        gt_bboxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        gt_bboxes_ignore: Sequence[Tensor] | None = None,
+        gt_masks: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """The losses of `forward_train`."""
+        most = max(len(one) for one in gt_bboxes)
+        capacity = next((one for one in CAPACITIES if one >= most), 0)
+        pair = self.pairs.get((tuple(img.shape), capacity))
+        if pair is None:
+            return self.forward_train(
+                img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore, gt_masks, **options
+            )
+        places, objects = pair.places, pad_objects(gt_bboxes, gt_labels, capacity)
+        sizes = ImageSizes.of(img_metas, img.device)
+        # gradients that wait for more may lie where the graph is about to write new ones
+        for parameter in places.parameters:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-        return graph(images)
+        for place, value in (
+            (pair.images, img),
+            *((getattr(pair.objects, name), getattr(objects, name)) for name in vars(objects)),
+            *((getattr(places.sizes, name), getattr(sizes, name)) for name in vars(sizes)),
+        ):
+            place.copy_(value)
+        outputs = Replay.apply(pair, *places.parameters)
+        losses = dict(zip(LOSSES, outputs, strict=False))
+        if self.detector.roi_head.with_mask:
+            assert gt_masks is not None
+            masks = PredictedMasks(*outputs[len(LOSSES) :])
+            losses["loss_mask"] = self.detector.roi_head.mask_loss(masks, gt_masks)
+        return losses
 
-    def capture(
-        self,
-        shapes: Sequence[tuple[int, ...]],
-        precision: Precision,
-        device: torch.device,
-        memory_format: torch.memory_format,
-    ) -> None:
-        """Captures a graph for each shape (B, 3, H, W); weights, buffers and generators stay as they are."""
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, canvases: Sequence[Canvas], precision: Precision, device: torch.device) -> None:
+        """Captures the graphs of canvases; weights, buffers and generators stay as they are."""
         buffers, random_state = BufferCopies(self.detector), torch.cuda.get_rng_state(device)
-        # casts that autocast keeps would be kept for a replay that has other weights
-        with torch.autocast(device.type, precision.dtype, enabled=precision.mixed, cache_enabled=False):
-            for shape in shapes:
-                images = torch.randn(shape, device=device).contiguous(memory_format=memory_format)
-                self.graphs[shape] = torch.cuda.make_graphed_callables(
-                    DensePart(self.detector), (images,), allow_unused_input=True, pool=pool
-                )
+        part, pool = FixedPart(self.detector), torch.cuda.graph_pool_handle()
+        num_pixels = max(height * width for height, width in canvases)
+        places = Places.make(part, self.batch_size, num_pixels, device)
+        # the largest first: the memory of the others is a part of its
+        for canvas in sorted(canvases, key=lambda canvas: -canvas[0] * canvas[1]):
+            shape = (self.batch_size, 3, *canvas)
+            images = places.images(shape, self.memory_format)
+            # weights that autocast keeps in half precision would be kept for all replays
+            with torch.autocast(device.type, precision.dtype, enabled=precision.mixed, cache_enabled=False):
+                for capacity in sorted(CAPACITIES, reverse=True):
+                    objects = places.objects_of(capacity)
+                    self.pairs[shape, capacity] = GraphPair(part, images, objects, places, pool)
+        torch.cuda.synchronize(device)
         buffers.restore()
         torch.cuda.set_rng_state(random_state, device)
 
 
-def graph_features(
+def graph_training(
     model: Any, cfg: Config, canvases: Sequence[Canvas], precision: Precision, device: torch.device
 ) -> None:
-    """Lets a detector in training replay graphs if `cuda_graphs = True` of its config says so.
+    """Lets a detector's training replay graphs if `cuda_graphs = True` of its config says so.
 
     They are captured here, in seconds each, before other threads ask the device for anything.
 
     Raises:
-        ValueError: the config has no canvases, or something that graphs do not take.
+        ValueError: the config has no canvases or no fast heads, or something that graphs do not take.
     """
     if not cfg.get("cuda_graphs"):
         return
@@ -86,14 +238,19 @@ def graph_features(
         raise ValueError("cuda_graphs needs a GPU: remove it from the config")
     if not canvases:
         raise ValueError("cuda_graphs needs canvases, shapes that come again: set them in the config")
+    rpn_head, roi_head = getattr(model, "rpn_head", None), getattr(model, "roi_head", None)
+    if not isinstance(rpn_head, FastRPNHead) or not isinstance(roi_head, FastRoIHead):
+        raise ValueError("cuda_graphs needs heads that do not wait for the device: set fast_heads=True")
+    if not is_plain_nms(model.train_cfg.get("rpn_proposal", model.test_cfg.rpn).nms):
+        raise ValueError(
+            "cuda_graphs takes proposals of plain nms alone: set model.train_cfg.rpn_proposal.nms"
+        )
     if cfg.get("sync_batchnorm"):
         raise ValueError("cuda_graphs takes no sync_batchnorm: set one of them to False")
     if getattr(model.backbone, "use_checkpoint", False) or cfg.model.backbone.get("with_cp"):
         raise ValueError("cuda_graphs recomputes nothing: set model.backbone.use_checkpoint=False")
     layout = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
-    features = GraphedFeatures(model)
     model.train()
-    largest_first = sorted(canvases, key=lambda canvas: -canvas[0] * canvas[1])
-    batch_size = cfg.data.samples_per_gpu
-    features.capture([(batch_size, 3, *canvas) for canvas in largest_first], precision, device, layout)
-    model.extract_feat = features
+    graphed = GraphedTraining(model, cfg.data.samples_per_gpu, layout)
+    graphed.capture(canvases, precision, device)
+    model.forward_train = graphed

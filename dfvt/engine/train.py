@@ -27,7 +27,7 @@ from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
-from dfvt.engine.graphs import graph_features
+from dfvt.engine.graphs import graph_training
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.images import ImagePreparation, canvases_of, images_of
 from dfvt.engine.precision import precision_of
@@ -222,7 +222,7 @@ def build_runner(
             warn(left_out)
     average = build_average(cfg, model)
     precision = precision_of(cfg, device)
-    graph_features(model, cfg, canvases_of(cfg), precision, device)
+    graph_training(model, cfg, canvases_of(cfg), precision, device)
     model = distributed(model, cfg, device)
     seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
     return DetectorRunner(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from mmcv.ops import roi_align
@@ -17,13 +17,13 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfvt.models.boxes import overlaps_between, require_plain_coder
+from dfvt.models.boxes import require_plain_coder
 from dfvt.models.proposals import Proposals
 from dfvt.models.targets import (
     NOT_COUNTED,
     Objects,
     Samples,
-    assign,
+    assign_all,
     draw_samples,
     encode_positives,
     pad_objects,
@@ -88,6 +88,18 @@ class SampledRegions:
     labels: Tensor
 
 
+class PredictedMasks(NamedTuple):
+    """Masks (B·P, h, w) of regions (B, P, 4), each for its own class.
+
+    `gt_index` is (B, P), of the region's object among its image's; `positive` (B·P,), whether it has one.
+    """
+
+    logits: Tensor
+    bboxes: Tensor
+    gt_index: Tensor
+    positive: Tensor
+
+
 @HEADS.register_module()
 class FastRoIHead(StandardRoIHead):
     """`StandardRoIHead` whose training does not wait for the device: the same parameters and losses.
@@ -136,14 +148,13 @@ class FastRoIHead(StandardRoIHead):
         losses = self.bbox_losses(x, regions)
         if self.with_mask:
             assert gt_masks is not None
-            losses["loss_mask"] = self.mask_loss(x, regions, gt_masks)
+            losses["loss_mask"] = self.mask_loss(self.predict_masks(x, regions), gt_masks)
         return losses
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, objects: Objects) -> SampledRegions:
         """Draws regions among the proposals, and the objects themselves if the sampler adds them."""
-        overlaps = overlaps_between(objects.bboxes, proposals.bboxes)
-        assigned = assign(overlaps, objects, proposals.valid, self.bbox_assigner)
+        assigned = assign_all(objects, proposals.bboxes, proposals.valid, self.bbox_assigner)
         candidates = proposals.bboxes
         if self.bbox_sampler.add_gt_as_proposals:
             numbers = torch.arange(1, objects.valid.shape[1] + 1, device=assigned.device)
@@ -191,21 +202,29 @@ class FastRoIHead(StandardRoIHead):
             ),
         }
 
-    def mask_loss(self, x: Sequence[Tensor], regions: SampledRegions, gt_masks: Sequence[Masks]) -> Tensor:
-        """The loss of the masks of regions with an object."""
+    def predict_masks(self, x: Sequence[Tensor], regions: SampledRegions) -> PredictedMasks:
+        """Masks of the regions that may have an object."""
         head, most = self.mask_head, regions.samples.max_positives
-        bboxes, positive = regions.bboxes[:, :most], regions.samples.positive[:, :most].flatten()
+        bboxes = regions.bboxes[:, :most]
         logits = self._mask_forward(x, rois_of(bboxes))["mask_pred"]
         classes = regions.labels[:, :most].flatten().clamp(max=head.num_classes - 1)
         if head.class_agnostic:
             classes = torch.zeros_like(classes)
+        logits = logits[torch.arange(len(classes), device=classes.device), classes]
+        return PredictedMasks(
+            logits, bboxes, regions.gt_index[:, :most], regions.samples.positive[:, :most].flatten()
+        )
+
+    def mask_loss(self, masks: PredictedMasks, gt_masks: Sequence[Masks]) -> Tensor:
+        """The loss of the masks of regions with an object."""
+        positive = masks.positive
         with torch.no_grad():
             soft = self.train_cfg.get("soft_mask_target", False)
-            targets = mask_targets(bboxes, regions.gt_index[:, :most], gt_masks, self.train_cfg.mask_size)
+            targets = mask_targets(masks.bboxes, masks.gt_index, gt_masks, self.train_cfg.mask_size)
             targets = targets if soft else (targets >= 0.5).float()
-        logits = logits[torch.arange(len(classes), device=classes.device), classes]
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
-        return head.loss_mask.loss_weight * (losses * positive).sum() / positive.sum().clamp(min=1)
+        losses = F.binary_cross_entropy_with_logits(masks.logits, targets, reduction="none").mean(dim=(1, 2))
+        weight = self.mask_head.loss_mask.loss_weight
+        return weight * (losses * positive).sum() / positive.sum().clamp(min=1)
 
 
 def rois_of(bboxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,32 @@ from mmdet.models.dense_heads import RPNHead
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfvt.models.boxes import decode, overlaps_between, require_plain_coder
+from dfvt.models.boxes import decode, require_plain_coder
 from dfvt.models.proposals import Proposals, keep_greedily
-from dfvt.models.targets import assign, draw_samples, encode_positives, pad_objects, require_supported, take
+from dfvt.models.targets import (
+    Objects,
+    assign_all,
+    draw_samples,
+    encode_positives,
+    pad_objects,
+    require_supported,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Heights and widths (B, 2) of images on the device: their `own`, and those they are `padded` to."""
+
+    own: Tensor
+    padded: Tensor
+
+    @classmethod
+    def of(cls, img_metas: Sequence[dict[str, Any]], device: torch.device) -> ImageSizes:
+        """As the pipeline has noted them."""
+        noted = torch.tensor([[meta["img_shape"][:2], meta["pad_shape"][:2]] for meta in img_metas])
+        own, padded = noted.to(device, torch.float32, non_blocking=True).unbind(1)
+        return cls(own, padded)
 
 
 @HEADS.register_module()
@@ -54,15 +78,12 @@ class FastRPNHead(RPNHead):
             self.anchors_of_sizes[key] = levels, torch.cat(corners)
         return self.anchors_of_sizes[key]
 
-    def counted_anchors(
-        self, anchors: Tensor, corners: Tensor, img_metas: Sequence[dict[str, Any]]
-    ) -> Tensor:
+    def counted_anchors(self, anchors: Tensor, corners: Tensor, sizes: ImageSizes) -> Tensor:
         """Which anchors (B, N) may be assigned: those of cells inside the image's own padded shape."""
-        padded = shapes_of(img_metas, "pad_shape", anchors.device)
-        counted = (corners < padded[:, None]).all(dim=-1)
+        counted = (corners < sizes.padded[:, None]).all(dim=-1)
         border = self.train_cfg.allowed_border
         if border >= 0:
-            height, width = shapes_of(img_metas, "img_shape", anchors.device)[:, :, None].unbind(1)
+            height, width = sizes.own[:, :, None].unbind(1)
             left, top, right, bottom = anchors.unbind(1)
             counted &= (left >= -border) & (top >= -border)
             counted &= (right < width + border) & (bottom < height + border)
@@ -77,13 +98,18 @@ class FastRPNHead(RPNHead):
         gt_bboxes_ignore: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of `RPNHead.loss`, each as one number."""
+        sizes = ImageSizes.of(img_metas, cls_scores[0].device)
+        return self.losses_of(cls_scores, bbox_preds, pad_objects(gt_bboxes), sizes)
+
+    def losses_of(
+        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], objects: Objects, sizes: ImageSizes
+    ) -> dict[str, Tensor]:
+        """As `loss`, of what is on the device already."""
         levels, corners = self.anchors_of(cls_scores)
         anchors = torch.cat(levels)
-        objects = pad_objects(gt_bboxes)
         with torch.no_grad():
-            overlaps = overlaps_between(objects.bboxes, anchors.expand(len(img_metas), -1, -1))
-            counted = self.counted_anchors(anchors, corners, img_metas)
-            assigned = assign(overlaps, objects, counted, self.assigner)
+            counted = self.counted_anchors(anchors, corners, sizes)
+            assigned = assign_all(objects, anchors.expand(len(sizes.own), -1, -1), counted, self.assigner)
             samples = draw_samples(assigned, self.sampler)
             sampled = anchors[samples.index]
             nearest = take(objects.bboxes, (take(assigned, samples.index) - 1).clamp(min=0))
@@ -125,18 +151,25 @@ class FastRPNHead(RPNHead):
         """
         cfg = cfg or self.test_cfg
         assert img_metas is not None
-        if cfg.nms.type != "nms" or set(cfg.nms) != {"type", "iou_threshold"}:
+        if not is_plain_nms(cfg.nms):
             return super().get_bboxes(
                 cls_scores, bbox_preds, score_factors, img_metas, cfg, rescale, with_nms, **options
             )
+        return self.proposals_of(
+            cls_scores, bbox_preds, ImageSizes.of(img_metas, cls_scores[0].device).own, cfg
+        )
+
+    @torch.no_grad()
+    def proposals_of(
+        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], shapes: Tensor, cfg: ConfigDict
+    ) -> Proposals:
+        """As `get_bboxes`, of images whose `shapes` (B, 2) are on the device already."""
         levels, _ = self.anchors_of(cls_scores)
-        with torch.no_grad():
-            chosen = [
-                self.best_of_level(flat_scores(scores), flat_deltas(deltas), anchors, cfg.get("nms_pre", -1))
-                for scores, deltas, anchors in zip(cls_scores, bbox_preds, levels, strict=True)
-            ]
-            shapes = shapes_of(img_metas, "img_shape", cls_scores[0].device)
-            return choose_proposals(chosen, shapes, cfg)
+        chosen = [
+            self.best_of_level(flat_scores(scores), flat_deltas(deltas), anchors, cfg.get("nms_pre", -1))
+            for scores, deltas, anchors in zip(cls_scores, bbox_preds, levels, strict=True)
+        ]
+        return choose_proposals(chosen, shapes, cfg)
 
     def best_of_level(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, nms_pre: int
@@ -148,21 +181,26 @@ class FastRPNHead(RPNHead):
         return scores, decode(self.bbox_coder, anchors[index], take(deltas, index))
 
 
+def is_plain_nms(nms: ConfigDict) -> bool:
+    """Whether a config asks for the suppression that is done for a whole batch."""
+    return nms.type == "nms" and set(nms) == {"type", "iou_threshold"}
+
+
 def choose_proposals(levels: Sequence[tuple[Tensor, Tensor]], shapes: Tensor, cfg: ConfigDict) -> Proposals:
     """Proposals of the scores (B, K) and boxes (B, K, 4) of each level; `shapes` (B, 2) are the images'."""
     longest = max(scores.shape[1] for scores, _ in levels)
     missing = [longest - scores.shape[1] for scores, _ in levels]
-    scores = torch.stack([F.pad(one, (0, pad)) for (one, _), pad in zip(levels, missing, strict=True)], 1)
+    scores = torch.stack(
+        [F.pad(one, (0, pad), value=-1.0) for (one, _), pad in zip(levels, missing, strict=True)], 1
+    )
     bboxes = torch.stack(
         [F.pad(one, (0, 0, 0, pad)) for (_, one), pad in zip(levels, missing, strict=True)], 1
     )
     limits = shapes.flip(1).repeat(1, 2)[:, None, None]
     bboxes = torch.minimum(bboxes.clamp(min=0), limits)
     sizes = bboxes[..., 2:] - bboxes[..., :2]
-    rank = torch.arange(longest, device=scores.device)
-    present = rank < longest - torch.tensor(missing).to(scores.device, non_blocking=True)[:, None]
+    present = scores >= 0  # what is missing has −1
     valid = present & (sizes > cfg.min_bbox_size).all(dim=-1) if cfg.min_bbox_size >= 0 else present
-    valid = valid.expand(scores.shape)
     keep = keep_greedily(
         apart(bboxes, valid).flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), cfg.nms.iou_threshold
     ).view(valid.shape)
@@ -179,12 +217,6 @@ def apart(bboxes: Tensor, valid: Tensor) -> Tensor:
     largest = bboxes.masked_fill(~valid[..., None], 0.0).amax(dim=(1, 2, 3))
     levels = torch.arange(bboxes.shape[1], device=bboxes.device)
     return bboxes + (levels[None] * (largest[:, None] + 1))[:, :, None, None]
-
-
-def shapes_of(img_metas: Sequence[dict[str, Any]], key: str, device: torch.device) -> Tensor:
-    """Heights and widths (B, 2) of images."""
-    shapes = torch.tensor([meta[key][:2] for meta in img_metas])
-    return shapes.to(device, torch.float32, non_blocking=True)
 
 
 def flat_scores(level: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from mmdet.core.bbox.samplers import RandomSampler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dfvt.models.boxes import encode
+from dfvt.models.boxes import encode, overlaps_between
 
 NUM_STEP = 8  # the padded number of objects is a multiple of it: fewer shapes to compile for
 NOT_COUNTED, NEGATIVE = -1, 0
@@ -36,11 +36,18 @@ class Objects:
     labels: Tensor
     valid: Tensor
 
+    def split(self, num_images: int) -> list[Objects]:
+        """Those of so many images each."""
+        parts = (one.split(num_images) for one in (self.bboxes, self.labels, self.valid))
+        return [Objects(*part) for part in zip(*parts, strict=True)]
 
-def pad_objects(bboxes: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> Objects:
+
+def pad_objects(
+    bboxes: Sequence[Tensor], labels: Sequence[Tensor] | None = None, num_objects: int | None = None
+) -> Objects:
     """The objects of a batch; `bboxes` has (num_objects, 4) and `labels` (num_objects,) for each image."""
     counts = [len(one) for one in bboxes]
-    num_objects = -(-max(*counts, 1) // NUM_STEP) * NUM_STEP
+    num_objects = num_objects or -(-max(*counts, 1) // NUM_STEP) * NUM_STEP
     device = bboxes[0].device
     filler = bboxes[0].new_zeros(num_objects, 4)
     padded = pad_sequence([*bboxes, filler], batch_first=True)[:-1]
@@ -74,6 +81,20 @@ def assign(overlaps: Tensor, objects: Objects, valid: Tensor, assigner: MaxIoUAs
         claimed = torch.where(claims, numbers[:, None], 0).amax(dim=1)
         assigned = torch.where(claimed > 0, claimed.long(), assigned)
     return torch.where(valid, assigned, NOT_COUNTED)
+
+
+def assign_all(
+    objects: Objects, candidates: Tensor, valid: Tensor, assigner: MaxIoUAssigner, most_overlaps: int = 2**25
+) -> Tensor:
+    """As `assign`, of candidates (B, N, 4), for as many images at once as have `most_overlaps` in all."""
+    num_at_once = max(most_overlaps // max(objects.valid.shape[1] * candidates.shape[1], 1), 1)
+    assigned = [
+        assign(overlaps_between(part.bboxes, others), part, counted, assigner)
+        for part, others, counted in zip(
+            objects.split(num_at_once), candidates.split(num_at_once), valid.split(num_at_once), strict=True
+        )
+    ]
+    return torch.cat(assigned)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.train import seed_everything
 from dfvt.models.boxes import decode, encode, overlaps_between
 from dfvt.models.fast_roi import FastRoIHead
-from dfvt.models.fast_rpn import FastRPNHead
+from dfvt.models.fast_rpn import FastRPNHead, ImageSizes
 from dfvt.models.proposals import Proposals, keep_greedily
 from dfvt.models.targets import assign, draw_samples, pad_objects
 
@@ -129,7 +129,9 @@ def test_other_kinds_of_suppression_are_mmdets_own() -> None:
 def test_what_lies_in_the_padding_is_never_sampled() -> None:
     _, fast = rpn_heads(EVERYTHING)
     levels, corners = fast.anchors_of(maps_of(3))
-    counted = fast.counted_anchors(torch.cat(levels), corners, metas_of(SHAPES))
+    counted = fast.counted_anchors(
+        torch.cat(levels), corners, ImageSizes.of(metas_of(SHAPES), torch.device("cpu"))
+    )
     for inside, meta in zip(counted, metas_of(SHAPES), strict=True):
         height, width = meta["pad_shape"][:2]
         assert ((corners[inside] < torch.tensor([height, width])).all(1)).all()

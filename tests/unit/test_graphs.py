@@ -1,89 +1,98 @@
-"""What CUDA graphs are refused for, and what a replay leaves alone; tests/gpu has the graphs themselves."""
+"""What CUDA graphs are refused for, and how they are fed; tests/gpu has the graphs themselves."""
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmcv import Config
-from torch import Tensor, nn
+from test_fast_heads import CONFIG, SHAPES, metas_of, objects_of
+from torch import Tensor
 
-from dfvt.engine.graphs import DensePart, GraphedFeatures, graph_features
+from dfvt.engine.build import build_model
+from dfvt.engine.graphs import CAPACITIES, FixedPart, GraphedTraining, GraphPair, Places, graph_training
 from dfvt.engine.images import canvases_of
 from dfvt.engine.precision import Precision
 
-CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+BATCH = (3, 3, 96, 128)
 
 
-class Detector(nn.Module):
-    with_neck = True
+class Eager(GraphPair):
+    """Does at a replay what a graph would do, with the places that a graph has."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Conv2d(3, 2, 1)
-        self.neck = nn.Conv2d(2, 2, 1)
+    def __init__(self, part: FixedPart, places: Places, capacity: int) -> None:
+        self.images, self.objects = places.images(BATCH, torch.contiguous_format), places.objects_of(capacity)
+        self.places, self.num_replays = places, 0
+        self.found = part(self.images, self.objects, places.sizes)
+        self.differentiable = [one.requires_grad for one in self.found]
+        self.outputs = [one.detach().clone() for one in self.found]
+        self.output_gradients = [torch.ones_like(one) for one in self.found if one.requires_grad]
 
-    def extract_feat(self, images: Tensor) -> tuple[Tensor, ...]:
-        return DensePart(self)(images)
+        def forward() -> None:
+            self.num_replays += 1
+            with torch.enable_grad():
+                self.found = part(self.images, self.objects, places.sizes)
+            for place, one in zip(self.outputs, self.found, strict=True):
+                place.copy_(one.detach())
 
+        def backward() -> None:
+            with torch.enable_grad():
+                self.differentiate(self.found, self.output_gradients)
 
-class Replay:
-    """As a graph does, it writes the gradients of every batch to the same memory."""
-
-    def __init__(self, detector: Detector) -> None:
-        part = DensePart(detector)
-        parameters = tuple(part.parameters())
-        places = [torch.zeros_like(parameter) for parameter in parameters]
-
-        class Graphed(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, images: Tensor, *_: Tensor) -> Tensor:
-                ctx.images = images
-                return part(images)[0].detach()
-
-            @staticmethod
-            def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-                with torch.enable_grad():
-                    found = torch.autograd.grad(part(ctx.images)[0], parameters, gradient)
-                for place, value in zip(places, found, strict=True):
-                    place.copy_(value)
-                return (None, *(place.detach() for place in places))
-
-        self.run = lambda images: (Graphed.apply(images, *parameters),)
-        self.num_runs = 0
-
-    def __call__(self, images: Tensor) -> tuple[Tensor]:
-        self.num_runs += 1
-        return self.run(images)
+        self.forward, self.backward = SimpleNamespace(replay=forward), SimpleNamespace(replay=backward)
 
 
-def test_gradients_gather_over_several_replays() -> None:
+def small_config() -> Config:
+    """The published one with few channels behind the backbone."""
+    cfg = copy.deepcopy(CONFIG)
+    roi_head = cfg.model.roi_head
+    cfg.model.neck.out_channels = 16
+    cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+    for name in ("bbox_roi_extractor", "mask_roi_extractor"):
+        roi_head[name].out_channels = 16
+    roi_head.bbox_head.update(in_channels=16, fc_out_channels=32)
+    roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1)
+    return cfg
+
+
+def detector() -> Any:
     torch.manual_seed(0)
-    detector = Detector()
-    features, batches = GraphedFeatures(detector), torch.randn(3, 2, 3, 4, 4)
-    replay = features.graphs[(2, 3, 4, 4)] = Replay(detector)
-    for batch in batches:
-        features(batch)[0].square().sum().backward()
-    gathered = [parameter.grad for parameter in detector.parameters()]
-    detector.zero_grad()
-    for batch in batches:
-        detector.extract_feat(batch)[0].square().sum().backward()
-    torch.testing.assert_close(gathered, [parameter.grad for parameter in detector.parameters()])
-    assert replay.num_runs == 3
+    cfg = small_config()
+    cfg.fast_heads = True
+    cfg.model.backbone.drop_path_rate = 0.0
+    cfg.model.train_cfg.rpn.sampler.num = cfg.model.train_cfg.rcnn.sampler.num = 10**6  # no chance is left
+    cfg.model.train_cfg.rpn_proposal.update(nms_pre=40, max_per_img=20)
+    return build_model(cfg, ["thing"] * 80, CPU).train()
 
 
-def test_only_training_batches_of_a_known_shape_are_replayed() -> None:
-    detector = Detector()
-    features = GraphedFeatures(detector)
-    replay = features.graphs[(2, 3, 4, 4)] = Replay(detector)
-    features(torch.randn(1, 3, 4, 4))
-    with torch.no_grad():
-        features(torch.randn(2, 3, 4, 4))
-    detector.eval()
-    features(torch.randn(2, 3, 4, 4))
-    assert replay.num_runs == 0
+def batch_of(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    gt_bboxes, gt_labels, gt_masks = objects_of(counts)
+    images = {"img": torch.randn(BATCH), "img_metas": metas_of(SHAPES)}
+    return {**images, "gt_bboxes": gt_bboxes, "gt_labels": gt_labels, "gt_masks": gt_masks}
+
+
+def test_replays_have_the_losses_and_the_gathered_gradients_of_the_detector() -> None:
+    plain, fed = detector(), detector()
+    graphed = GraphedTraining(fed, 3, torch.contiguous_format)
+    places = Places.make(part := FixedPart(fed), 3, 96 * 128, CPU)
+    pairs = {capacity: Eager(part, places, capacity) for capacity in CAPACITIES}
+    graphed.pairs = {(BATCH, capacity): pair for capacity, pair in pairs.items()}
+    fed.load_state_dict(plain.state_dict())
+    fed.forward_train = graphed
+    for seed, counts in enumerate([(3, 7, 1), (0, 33, 2), (0, 0, 0), (5, 97, 5)]):
+        steps = [model.train_step(batch_of(counts, seed), None) for model in (plain, fed)]
+        for step in steps:
+            step["loss"].backward()
+        assert dict(steps[1]["log_vars"]) == pytest.approx(dict(steps[0]["log_vars"]), rel=1e-4, abs=1e-6)
+    assert [pair.num_replays for pair in pairs.values()] == [2, 1]  # and one without a graph
+    found: dict[str, Tensor] = dict(fed.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +100,22 @@ def test_only_training_batches_of_a_known_shape_are_replayed() -> None:
     [
         ({"canvases": [(64, 64)]}, "cpu", "needs a GPU"),
         ({}, "cuda", "needs canvases"),
+        ({"canvases": [(64, 64)], "fast_heads": False}, "cuda", "set fast_heads=True"),
         ({"canvases": [(64, 64)], "sync_batchnorm": True}, "cuda", "takes no sync_batchnorm"),
-        ({"canvases": [(64, 64)], "checkpoint": True}, "cuda", "use_checkpoint=False"),
+        ({"canvases": [(64, 64)], "model.backbone.use_checkpoint": True}, "cuda", "use_checkpoint=False"),
+        (
+            {"canvases": [(64, 64)], "model.train_cfg.rpn_proposal.nms.type": "soft_nms"},
+            "cuda",
+            "plain nms alone",
+        ),
     ],
 )
 def test_what_graphs_cannot_do_is_refused(options: dict[str, Any], device: str, message: str) -> None:
-    model = SimpleNamespace(backbone=SimpleNamespace(use_checkpoint=options.pop("checkpoint", False)))
-    cfg = Config({"cuda_graphs": True, "model": {"backbone": {}}, **options})
+    cfg = small_config()
+    cfg.merge_from_dict({"cuda_graphs": True, "fast_heads": True, **options})
+    model = build_model(cfg, ["thing"] * 80, CPU)
     with pytest.raises(ValueError, match=message):
-        graph_features(model, cfg, canvases_of(cfg), Precision(), torch.device(device))
+        graph_training(model, cfg, canvases_of(cfg), Precision(), torch.device(device))
 
 
 @pytest.mark.parametrize("canvas", [(64,), (64, 0), (64, 64.5), (64, "64")])
