@@ -1,7 +1,7 @@
 """A detector's training iteration replayed as CUDA graphs: two launches in place of some thousands.
 
-The forward graph goes from images and objects to the losses. The masks' targets alone, which come from bitmaps
-of any size, are made outside of it. The backward graph goes from the losses to the gradients.
+The forward graph goes from images and objects to the losses. The masks' targets alone, which come from
+bitmaps of any size, are made outside of it. The backward graph goes from the losses to the gradients.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ class Places:
             [torch.zeros_like(parameter) for parameter in parameters],
         )
 
+    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
+        """Leaves the gradients of the parameters at their places."""
+        differentiable = [one for one in outputs if one.requires_grad]
+        gradients = gradients or [torch.ones_like(one) for one in differentiable]
+        with torch.autocast(self.pixels.device.type, enabled=False):
+            found = torch.autograd.grad(
+                differentiable, self.parameters, gradients, allow_unused=True, materialize_grads=True
+            )
+        torch._foreach_copy_(self.gradients, found)
+
     def objects_of(self, capacity: int) -> Objects:
         """The places of that many objects an image."""
         return Objects(*(getattr(self.objects, one.name)[:, :capacity] for one in fields(Objects)))
@@ -101,31 +111,14 @@ class GraphPair:
 
     def __init__(self, part: FixedPart, images: Tensor, objects: Objects, places: Places, pool: Any) -> None:
         self.images, self.objects, self.places = images, objects, places
-        # choices of algorithms must not be captured
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(NUM_WARMUPS):
-                self.differentiate(part(images, objects, places.sizes))
-        torch.cuda.current_stream().wait_stream(side)
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool=pool):
             outputs = part(images, objects, places.sizes)
         self.output_gradients = [torch.ones_like(one) for one in outputs if one.requires_grad]
         with torch.cuda.graph(self.backward, pool=pool):
-            self.differentiate(outputs, self.output_gradients)
+            places.differentiate(outputs, self.output_gradients)
         self.differentiable = [one.requires_grad for one in outputs]
         self.outputs = [one.detach() for one in outputs]
-
-    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
-        """Leaves the gradients of the parameters at their places."""
-        differentiable = [one for one in outputs if one.requires_grad]
-        gradients = gradients or [torch.ones_like(one) for one in differentiable]
-        with torch.autocast(self.images.device.type, enabled=False):
-            found = torch.autograd.grad(
-                differentiable, self.places.parameters, gradients, allow_unused=True, materialize_grads=True
-            )
-        torch._foreach_copy_(self.places.gradients, found)
 
 
 class Replay(torch.autograd.Function):
@@ -209,17 +202,34 @@ class GraphedTraining:
         num_pixels = max(height * width for height, width in canvases)
         places = Places.make(part, self.batch_size, num_pixels, device)
         # the largest first: the memory of the others is a part of its
-        for canvas in sorted(canvases, key=lambda canvas: -canvas[0] * canvas[1]):
-            shape = (self.batch_size, 3, *canvas)
-            images = places.images(shape, self.memory_format)
-            # weights that autocast keeps in half precision would be kept for all replays
-            with torch.autocast(device.type, precision.dtype, enabled=precision.mixed, cache_enabled=False):
-                for capacity in sorted(CAPACITIES, reverse=True):
+        shapes = [
+            (self.batch_size, 3, *canvas) for canvas in sorted(canvases, key=lambda one: -one[0] * one[1])
+        ]
+        # weights that autocast keeps in half precision would be kept for all replays
+        with torch.autocast(device.type, precision.dtype, enabled=precision.mixed, cache_enabled=False):
+            self.warm_up(part, places, shapes)
+            for shape in shapes:
+                images = places.images(shape, self.memory_format)
+                for capacity in CAPACITIES:
                     objects = places.objects_of(capacity)
                     self.pairs[shape, capacity] = GraphPair(part, images, objects, places, pool)
         torch.cuda.synchronize(device)
         buffers.restore()
         torch.cuda.set_rng_state(random_state, device)
+
+    def warm_up(self, part: FixedPart, places: Places, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Lets libraries choose their algorithms, which must not be captured.
+
+        All of it before the first graph: what it needs of memory is given back when that is captured.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for shape in shapes:
+                images = places.images(shape, self.memory_format)
+                for _ in range(NUM_WARMUPS):
+                    places.differentiate(part(images, places.objects, places.sizes))
+        torch.cuda.current_stream().wait_stream(side)
 
 
 def graph_training(

@@ -13,6 +13,8 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from torch import Tensor, nn
 
+from dfvt.models.fast_roi import FastRoIExtractor
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -80,6 +82,8 @@ def guard_interfaces(model: nn.Module) -> None:
     convolutions like to return, it would make other features without an error.
     """
     for module in model.modules():
+        if isinstance(module, FastRoIExtractor):
+            continue  # it takes maps as they are
         if isinstance(module, BaseRoIExtractor):
             module.register_forward_pre_hook(_maps_for_roi_align)
         elif isinstance(module, BaseDenseHead | BBoxHead | FCNMaskHead):

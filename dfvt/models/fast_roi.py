@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from mmcv.ops import roi_align
+from mmcv.ops import RoIAlign, roi_align
 from mmdet.core.mask import BitmapMasks
 from mmdet.models.builder import HEADS, ROI_EXTRACTORS
 from mmdet.models.losses import CrossEntropyLoss
@@ -51,13 +51,27 @@ Masks: TypeAlias = BitmapMasks | Bitmaps
 class FastRoIExtractor(SingleRoIExtractor):
     """`SingleRoIExtractor` that does not wait for the device to say which RoIs are on which level."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sizes_of_maps: dict[tuple[Any, ...], Tensor] = {}
+
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
-        """RoI features (num_rois, C, h, w) of maps (B, C, H, W); `rois` is (num_rois, 5)."""
+        """RoI features (num_rois, C, h, w) of maps (B, C, H, W); `rois` is (num_rois, 5).
+
+        The maps may lie in memory and be as precise as they like; half-precise ones have such features.
+        """
+        if len(feats) > 1:
+            levels = self.map_roi_levels(rois, len(feats))
+            if roi_scale_factor is not None:
+                rois = self.roi_rescale(rois, roi_scale_factor)
+            if self.at_once(feats):
+                from dfvt.models.roi_features import pyramid_roi_align  # needs Triton
+
+                size = self.roi_layers[0].output_size[0]
+                return pyramid_roi_align(feats, rois, levels, self.sizes_of(feats), size)
+        feats = [level.float().contiguous() for level in feats]
         if len(feats) == 1:
             return super().forward(feats, rois, roi_scale_factor)
-        levels = self.map_roi_levels(rois, len(feats))
-        if roi_scale_factor is not None:
-            rois = self.roi_rescale(rois, roi_scale_factor)
         nowhere = F.pad(rois[:, :1], (0, 4))  # an empty region has no samples, and costs RoIAlign nothing
         features = None
         for level, (values, layer) in enumerate(zip(feats, self.roi_layers, strict=False)):
@@ -68,6 +82,32 @@ class FastRoIExtractor(SingleRoIExtractor):
             )
         assert features is not None
         return features
+
+    def at_once(self, feats: Sequence[Tensor]) -> bool:
+        """Whether all levels can be done by the one kernel there is for GPUs."""
+        num_channels = feats[0].shape[1]
+        return (
+            feats[0].is_cuda
+            and len(feats) == len(self.roi_layers) == 4
+            and num_channels & (num_channels - 1) == 0
+            and all(
+                isinstance(layer, RoIAlign)
+                and layer.output_size[0] == layer.output_size[1]
+                and (layer.sampling_ratio, layer.pool_mode, layer.aligned) == (0, "avg", True)
+                for layer in self.roi_layers
+            )
+        )
+
+    def sizes_of(self, feats: Sequence[Tensor]) -> Tensor:
+        """Height, width and scale (num_levels, 3) of the maps, on their device."""
+        key = (*(one.shape[-2:] for one in feats), feats[0].device)
+        if key not in self.sizes_of_maps:
+            rows = [
+                [*one.shape[-2:], layer.spatial_scale]
+                for one, layer in zip(feats, self.roi_layers, strict=True)
+            ]
+            self.sizes_of_maps[key] = torch.tensor(rows).to(feats[0].device, non_blocking=True)
+        return self.sizes_of_maps[key]
 
 
 @dataclass(frozen=True)

@@ -84,17 +84,28 @@ def assign(overlaps: Tensor, objects: Objects, valid: Tensor, assigner: MaxIoUAs
 
 
 def assign_all(
-    objects: Objects, candidates: Tensor, valid: Tensor, assigner: MaxIoUAssigner, most_overlaps: int = 2**25
+    objects: Objects, candidates: Tensor, valid: Tensor, assigner: MaxIoUAssigner, most_overlaps: int = 2**24
 ) -> Tensor:
-    """As `assign`, of candidates (B, N, 4), for as many images at once as have `most_overlaps` in all."""
+    """As `assign`, of candidates (B, N, 4), for as many images at once as have `most_overlaps` in all.
+
+    On a GPU no overlap needs a place in memory.
+    """
+    if candidates.is_cuda and assigner.gt_max_assign_all:
+        from dfvt.models.assignment import assign_on_gpu  # needs Triton
+
+        best, nearest, claimed = assign_on_gpu(objects.bboxes, objects.valid, candidates, valid, assigner)
+        assigned = torch.where(best < assigner.neg_iou_thr, NEGATIVE, NOT_COUNTED)
+        assigned = torch.where(best >= assigner.pos_iou_thr, nearest + 1, assigned)
+        assigned = torch.where(claimed > 0, claimed, assigned)
+        return torch.where(valid, assigned, NOT_COUNTED).long()
     num_at_once = max(most_overlaps // max(objects.valid.shape[1] * candidates.shape[1], 1), 1)
-    assigned = [
+    in_parts = [
         assign(overlaps_between(part.bboxes, others), part, counted, assigner)
         for part, others, counted in zip(
             objects.split(num_at_once), candidates.split(num_at_once), valid.split(num_at_once), strict=True
         )
     ]
-    return torch.cat(assigned)
+    return torch.cat(in_parts)
 
 
 @dataclass(frozen=True)

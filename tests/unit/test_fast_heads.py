@@ -304,9 +304,66 @@ for number in (0, 1, 63, 64, 65, 130):
 """
 
 
-def test_suppression_written_for_a_gpu_keeps_the_same() -> None:
+ROI_FEATURES = """
+import torch
+from mmcv.ops import roi_align
+from dfvt.models.roi_features import pyramid_roi_align
+
+torch.manual_seed(0)
+strides = (4, 8, 16, 32)
+maps = [torch.randn(2, 4, 64 // s, 96 // s, requires_grad=True) for s in strides]
+corners = torch.rand(12, 2) * 90 - 10
+rois = torch.cat([torch.randint(0, 2, (12, 1)), corners, corners + torch.rand(12, 2) * 70], dim=1)
+rois[-1, 1:] = 0  # an empty one
+levels = torch.randint(0, 4, (12,))
+sizes = torch.tensor([[64 // s, 96 // s, 1 / s] for s in strides])
+for num_bins in (2, 7):
+    found = pyramid_roi_align(maps, rois, levels, sizes, num_bins)
+    layers = [roi_align(one, rois, num_bins, 1 / s, 0, "avg", True) for one, s in zip(maps, strides)]
+    expected = torch.stack(layers)[levels, torch.arange(12)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((one * weights).sum(), maps) for one in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert expected[:-1].abs().sum() > 1
+"""
+
+
+ASSIGNMENT = """
+import torch
+from mmdet.core.bbox.assigners import MaxIoUAssigner
+from dfvt.models.assignment import assign_on_gpu
+from dfvt.models.boxes import overlaps_between
+
+torch.manual_seed(0)
+for low_quality in (True, False):
+    for num_objects, num_candidates in ((8, 300), (1, 1), (3, 257), (2, 0)):
+        corners = torch.randint(0, 30, (3, num_objects + num_candidates, 2)).float()  # ties, too
+        both = torch.cat([corners, corners + torch.randint(1, 20, corners.shape)], dim=2)
+        bboxes, candidates = both[:, :num_objects], both[:, num_objects:]
+        present, counted = (torch.rand(one.shape[:2]) < 0.7 for one in (bboxes, candidates))
+        assigner = MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3, match_low_quality=low_quality)
+        for given in (candidates, candidates[:1].expand(3, -1, -1)):
+            best, nearest, claimed = assign_on_gpu(bboxes, present, given, counted, assigner)
+            overlaps = overlaps_between(bboxes, given)
+            overlaps = overlaps.masked_fill(~(present[:, :, None] & counted[:, None]), -1.0)
+            if not num_candidates:
+                continue
+            expected, index = overlaps.max(dim=1)
+            assert torch.equal(best, expected) and torch.equal(nearest.long()[best >= 0], index[best >= 0])
+            most = overlaps.amax(dim=2, keepdim=True)
+            claims = (overlaps == most) & (most >= 0.3) & present[:, :, None] & low_quality
+            numbers = torch.arange(1, num_objects + 1)[:, None]
+            assert torch.equal(claimed.long(), torch.where(claims, numbers, 0).amax(dim=1))
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [SUPPRESSION, ROI_FEATURES, ASSIGNMENT], ids=["suppression", "RoI features", "assignment"]
+)
+def test_what_is_written_for_a_gpu_does_the_same(program: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", SUPPRESSION], check=True, env=environment)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, env=environment)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -450,19 +507,33 @@ def test_heads_of_another_kind_are_not_made_fast(config: Config) -> None:
         build_model(config, ("thing",), torch.device("cpu"))
 
 
-def test_the_kernels_of_suppression_compile_for_a_hopper_gpu() -> None:
+def test_the_kernels_compile_for_a_hopper_gpu() -> None:
     """On a machine without one: Triton's interpreter takes what its compiler refuses."""
     pytest.importorskip("triton", reason="Triton comes with torch for Linux alone")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from dfvt.models import suppression
+    from dfvt.models import assignment, roi_features, suppression
 
     covered = {"bboxes": "*fp32", "words": "*i64", "num_bboxes": "i32", "num_words": "i32"}
     order = {"words": "*i64", "valid": "*i8", "keep": "*i8", "num_bboxes": "i32", "num_words": "i32"}
+    rois = {"rois": "*fp32", "levels": "*i32", "sizes": "*fp32"}
+    maps_of_half, maps_of_float = ({f"map_{i}": kind for i in range(4)} for kind in ("*fp16", "*fp32"))
+    channels = {"num_channels": 256, "num_bins": 7}
+    pairs = {"candidates": "*fp32", "counted": "*i8", "objects": "*fp32", "present": "*i8"}
+    pairs |= {"best_of_object": "*i32"}
+    numbers = {"num_candidates": "i32", "candidates_stride": "i32", "num_objects": "i32", "epsilon": "fp32"}
     for kernel, signature, constants in (
         (suppression.note_covered, {**covered, "iou_threshold": "fp32"}, {"num_bits": 64}),
         (suppression.choose_in_order, order, {"num_bits": 64, "width": 16}),
+        (assignment.find_best, {**pairs, "best": "*fp32", "nearest": "*i32", **numbers}, {"block": 256}),
+        (
+            assignment.find_claims,
+            {**pairs, "claimed": "*i32", **numbers, "min_overlap": "fp32"},
+            {"block": 256},
+        ),
+        (roi_features.pool, {**rois, **maps_of_half, "out": "*fp16"}, channels),
+        (roi_features.spread, {**rois, **maps_of_float, "given": "*fp16"}, channels),
     ):
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         compiled = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))

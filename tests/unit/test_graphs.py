@@ -41,7 +41,7 @@ class Eager(GraphPair):
 
         def backward() -> None:
             with torch.enable_grad():
-                self.differentiate(self.found, self.output_gradients)
+                self.places.differentiate(self.found, self.output_gradients)
 
         self.forward, self.backward = SimpleNamespace(replay=forward), SimpleNamespace(replay=backward)
 
