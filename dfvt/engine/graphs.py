@@ -232,6 +232,16 @@ class GraphedTraining:
         torch.cuda.current_stream().wait_stream(side)
 
 
+def worth_a_graph(canvases: Sequence[Canvas]) -> list[Canvas]:
+    """Those that grouped batches come for: not one that holds the widest and the highest, if they are others.
+
+    Only a batch between two groups needs it, and its graph would need the most memory.
+    """
+    largest = tuple(max(sides) for sides in zip(*canvases, strict=True))
+    needed = [canvas for canvas in canvases if canvas != largest]
+    return needed if all(any(canvas[i] == largest[i] for canvas in needed) for i in (0, 1)) else [*canvases]
+
+
 def graph_training(
     model: Any, cfg: Config, canvases: Sequence[Canvas], precision: Precision, device: torch.device
 ) -> None:
@@ -262,5 +272,5 @@ def graph_training(
     layout = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
     model.train()
     graphed = GraphedTraining(model, cfg.data.samples_per_gpu, layout)
-    graphed.capture(canvases, precision, device)
+    graphed.capture(worth_a_graph(canvases) if cfg.get("group_by_canvas") else canvases, precision, device)
     model.forward_train = graphed

@@ -396,6 +396,20 @@ def test_roi_losses_and_gradients_are_those_of_mmdet(counts: tuple[int, ...], ag
             )
 
 
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_a_fast_config_has_the_published_detector(variant: str) -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    name = f"maskrcnn_DFvT_{variant}_1x_coco.py"
+    published, fast = (load_config(folder / kind / name) for kind in ("DFvT", "fast"))
+    assert fast.model == published.model
+    assert fast.data == published.data
+    assert fast.optimizer == published.optimizer
+    changed = {key for key in fast if fast[key] != published.get(key)}
+    assert changed == {
+        *("fast_heads", "normalize_on_device", "channels_last", "canvases", "group_by_canvas", "cuda_graphs")
+    }
+
+
 def test_a_batch_without_proposals_learns_from_its_objects() -> None:
     _, fast = roi_heads()
     gt_bboxes, gt_labels, gt_masks = objects_of((3, 0, 1))

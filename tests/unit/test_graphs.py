@@ -13,7 +13,15 @@ from test_fast_heads import CONFIG, SHAPES, metas_of, objects_of
 from torch import Tensor
 
 from dfvt.engine.build import build_model
-from dfvt.engine.graphs import CAPACITIES, FixedPart, GraphedTraining, GraphPair, Places, graph_training
+from dfvt.engine.graphs import (
+    CAPACITIES,
+    FixedPart,
+    GraphedTraining,
+    GraphPair,
+    Places,
+    graph_training,
+    worth_a_graph,
+)
 from dfvt.engine.images import canvases_of
 from dfvt.engine.precision import Precision
 
@@ -116,6 +124,12 @@ def test_what_graphs_cannot_do_is_refused(options: dict[str, Any], device: str, 
     model = build_model(cfg, ["thing"] * 80, CPU)
     with pytest.raises(ValueError, match=message):
         graph_training(model, cfg, canvases_of(cfg), Precision(), torch.device(device))
+
+
+def test_a_canvas_for_mixed_batches_alone_has_no_graph() -> None:
+    assert worth_a_graph([(64, 96), (96, 64), (96, 96)]) == [(64, 96), (96, 64)]
+    assert worth_a_graph([(64, 96), (96, 96)]) == [(64, 96), (96, 96)]
+    assert worth_a_graph([(96, 96)]) == [(96, 96)]
 
 
 @pytest.mark.parametrize("canvas", [(64,), (64, 0), (64, 64.5), (64, "64")])

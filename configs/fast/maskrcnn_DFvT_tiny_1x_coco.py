@@ -1,0 +1,1 @@
+_base_ = ["../DFvT/maskrcnn_DFvT_tiny_1x_coco.py", "../_base_/fast.py"]
