@@ -1,1 +1,0 @@
-_base_ = ["./maskrcnn_DFvT_small_1x_coco.py", "../_base_/fast.py"]
