@@ -73,13 +73,42 @@ def _sizes(value: Any, by: int) -> Any:
     return type(value)(_sizes(one, by) for one in value) if isinstance(value, list | tuple) else value // by
 
 
+def config_of(coco: Path, variant: str, batch: int, options: dict[str, Any], shrink: int = 1) -> Any:
+    """The published recipe on the images of `coco`, repeated, without validations and checkpoints.
+
+    `options` hold the canvases, whose sides and those of the recipe are divided by `shrink`.
+    """
+    from dfvt.engine.config import load_config
+
+    cfg = load_config(CONFIGS / f"DFvT/maskrcnn_DFvT_{variant}_1x_coco.py")
+    data = cfg.data.train
+    data.update(
+        ann_file=str(coco / "annotations/instances_train2017.json"),
+        img_prefix=str(coco / "train2017"),
+        pipeline=divide(data.pipeline, shrink),
+    )
+    cfg.data.val.update(ann_file=data.ann_file, img_prefix=data.img_prefix)  # never evaluated
+    cfg.data.train = {"type": "RepeatDataset", "times": 1000, "dataset": data}
+    cfg.merge_from_dict(
+        {
+            "data.samples_per_gpu": batch,
+            "evaluation.interval": 0,
+            "checkpoint_config.interval": 0,
+            "log_config.interval": WINDOW,
+            "optimizer.lr": 1e-5,  # from random weights: nothing is to be learned here
+            **options,
+        }
+    )
+    cfg.canvases = [[-(-side // (32 * shrink)) * 32 for side in canvas] for canvas in cfg.canvases]
+    return cfg
+
+
 def run_one(arguments: Namespace) -> None:
     """Trains one side, and prints what it measured as JSON."""
     started = time.perf_counter()
     import torch
 
     from dfvt.engine.callbacks import Callback, StepRecord
-    from dfvt.engine.config import load_config
     from dfvt.engine.console import quiet_libraries
     from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.infer import choose_device
@@ -111,28 +140,13 @@ def run_one(arguments: Namespace) -> None:
     side = arguments.one
     quiet_libraries()
     device = choose_device("auto")
-    cfg = load_config(CONFIGS / f"DFvT/maskrcnn_DFvT_{side['variant']}_1x_coco.py")
-    data = cfg.data.train
-    data.update(
-        ann_file=str(arguments.coco / "annotations/instances_train2017.json"),
-        img_prefix=str(arguments.coco / "train2017"),
-        pipeline=divide(data.pipeline, arguments.shrink),
+    cfg = config_of(
+        arguments.coco,
+        side["variant"],
+        side["batch"],
+        {"data.workers_per_gpu": arguments.workers, **SIDES[side["side"]], **arguments.options},
+        arguments.shrink,
     )
-    cfg.data.val.update(ann_file=data.ann_file, img_prefix=data.img_prefix)  # never evaluated
-    cfg.data.train = {"type": "RepeatDataset", "times": 1000, "dataset": data}
-    cfg.merge_from_dict(
-        {
-            "data.samples_per_gpu": side["batch"],
-            "data.workers_per_gpu": arguments.workers,
-            "evaluation.interval": 0,
-            "checkpoint_config.interval": 0,
-            "log_config.interval": WINDOW,
-            "optimizer.lr": 1e-5,  # from random weights: nothing is to be learned here
-            **SIDES[side["side"]],
-            **arguments.options,
-        }
-    )
-    cfg.canvases = [[-(-side // (32 * arguments.shrink)) * 32 for side in canvas] for canvas in cfg.canvases]
     windows = Windows()
     with tempfile.TemporaryDirectory() as folder, suppress(TrainingStopped):
         train(

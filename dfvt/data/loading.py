@@ -153,13 +153,16 @@ def build_train_loader(
     )
 
 
-def build_test_loader(dataset: Any, indices: Sequence[int], num_workers: int) -> DataLoader:
+def build_test_loader(
+    dataset: Any, indices: Sequence[int], num_workers: int, *, pin_memory: bool = False
+) -> DataLoader:
     """Loader of `Batch`es of one test image of an mmdet data set each, those of `indices` in their order."""
     return DataLoader(
         TestImages(dataset, indices),
         batch_size=1,
         num_workers=num_workers,
         collate_fn=collate_samples,
+        pin_memory=pin_memory,
         worker_init_fn=limit_threads,
         generator=own_generator(),
         multiprocessing_context=FORKED if num_workers else None,

@@ -1,0 +1,186 @@
+"""How a training's speed grows with the number of GPUs of one host.
+
+Usage: python -m benchmarks.scaling COCO [--gpus 1,2,4,8] [--variants tiny small base] [--batch 4] [--side …]
+
+`COCO` is as for `benchmarks.train_throughput`, and so are the images, the recipe and the sides. Each row is a
+training of its own, everything included, with as many processes as GPUs; the speed is the median of the
+second half of its windows of ten iterations. The same training without the exchange of gradients says how
+much of the time that takes, beyond what it hides behind the backward pass. `--cpu` takes the CPU, for a try.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.train_throughput import SIDES, config_of
+
+COLUMNS = ("variant", "GPUs", "img/s", "a GPU", "efficiency", "gradients' share", "waits for data")
+MORE = ("first window after", "GPU GiB", "host GiB a process", "of them loading")
+
+
+def parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("--gpus", default="1,2,4,8", help="counts; those that the machine lacks are named")
+    parser.add_argument("--variants", nargs="+", default=["tiny"])
+    parser.add_argument("--batch", type=int, default=4, help="images a GPU")
+    parser.add_argument("--side", default="graphs", choices=SIDES)
+    parser.add_argument("--seconds", type=float, default=90.0, help="of each training, its start included")
+    parser.add_argument("--workers", type=int, default=14, help="loader processes a GPU")
+    parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides")
+    parser.add_argument("--cpu", action="store_true", help="processes on the CPU")
+    parser.add_argument("--one", type=json.loads, help="(for its own processes)")
+    return parser.parse_args()
+
+
+def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict[str, Any]:
+    """One process of a training; the first one returns what was measured."""
+    import psutil
+    import torch
+    import torch.distributed as dist
+    from mmcv.runner import get_dist_info
+
+    from dfvt.engine.callbacks import Callback, StepRecord
+    from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.hooks import TrainingStopped
+    from dfvt.engine.runner import DetectorRunner
+    from dfvt.engine.train import train
+
+    class Windows(Callback):
+        def __init__(self) -> None:
+            self.noted: list[tuple[float, StepRecord]] = []
+
+        def on_step(self, record: StepRecord) -> None:
+            self.noted.append((time.time() - started, record))
+
+    quiet_libraries()
+    one, windows = arguments.one, Windows()
+    world_size = get_dist_info()[1]
+    if not one["gradients"] and world_size > 1:
+        DetectorRunner.gradient_sync = lambda self, *, last: self.model.no_sync()  # type: ignore[method-assign]
+    options = {"data.workers_per_gpu": arguments.workers, **SIDES[arguments.side], **arguments.options}
+    cfg = config_of(arguments.coco, one["variant"], arguments.batch, options, arguments.shrink)
+    memory: list[tuple[float, float]] = []
+
+    def stop_asked() -> bool:
+        over = time.time() - started > arguments.seconds
+        if over and not memory:  # before the loader's processes end
+            process = psutil.Process()
+            parts = [one.memory_full_info().pss / 2**30 for one in (process, *process.children())]
+            memory.append((sum(parts), sum(parts[1:])))
+        return over
+
+    with suppress(TrainingStopped):
+        train(cfg, Path(folder), device=device, callbacks=[windows], stop_asked=stop_asked)
+    gathered: list[Any] = [memory]
+    if world_size > 1:
+        gathered = [None] * world_size
+        dist.all_gather_object(gathered, memory)
+    if len(windows.noted) < 2:
+        return {}  # of a process that notes nothing, or of a training that was too short
+    counted = [record for _, record in windows.noted[len(windows.noted) // 2 :]]
+    cuda = device.type == "cuda"
+    noted = [values[0] for values in gathered if values]
+    return {
+        **one,
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "torch": torch.__version__,
+        "images_per_second": statistics.median(record.images_per_second for record in counted),
+        "windows": len(counted),
+        "data_share": statistics.median(
+            record.data_seconds * record.images_per_second / (arguments.batch * world_size)
+            for record in counted
+        ),
+        "first_window_after_seconds": windows.noted[0][0],
+        "gpu_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,
+        "host_gib": statistics.mean(all_of_it for all_of_it, _ in noted) if noted else None,
+        "loading_gib": statistics.mean(loading for _, loading in noted) if noted else None,
+    }
+
+
+def run_one(arguments: Namespace, started: float) -> None:
+    """One training, in processes of its own; prints what it measured as JSON."""
+    import torch
+
+    from dfvt.engine.launch import launch
+
+    number = arguments.one["gpus"]
+    names = ["cpu"] * number if arguments.cpu else [f"cuda:{index}" for index in range(number)]
+    with tempfile.TemporaryDirectory() as folder:
+        result = launch(work, [torch.device(name) for name in names], arguments, folder, started)
+    print(json.dumps(result), flush=True)
+
+
+def measure(arguments: Namespace, one: dict[str, Any]) -> dict[str, Any] | None:
+    """What a training in processes of its own printed, or None after it failed and why was said."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", *sys.argv[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run(
+        [*command, "--one", json.dumps(one)], env=environment, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {}
+    if not result:
+        why = (
+            done.stderr.strip()[-2000:] if done.returncode else f"no two windows in {arguments.seconds:.0f} s"
+        )
+        print(f"{one}: {why}", file=sys.stderr, flush=True)
+        return None
+    return result
+
+
+def main() -> None:
+    started = time.time()
+    arguments = parse()
+    if arguments.one:
+        run_one(arguments, started)
+        return
+    import torch
+
+    there = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    counts = [int(count) for count in arguments.gpus.split(",")]
+    print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
+    results = []
+    for variant in arguments.variants:
+        single = None
+        for count in counts:
+            if count > there:
+                print(f"| {variant} | {count} | not run: the machine has {there} |", flush=True)
+                continue
+            result = measure(arguments, {"variant": variant, "gpus": count, "gradients": True})
+            if result is None:
+                continue
+            speed = result["images_per_second"]
+            alone = measure(arguments, {**result, "gradients": False}) if count > 1 else None
+            if alone:
+                result["gradients_share"] = 1 - speed / alone["images_per_second"]
+            single = speed if count == 1 else single
+            result["efficiency"] = speed / (count * single) if single else None
+            results.append(result)
+            cells = [
+                *(variant, str(count), f"{speed:.1f}", f"{speed / count:.1f}"),
+                f"{result['efficiency']:.1%}" if single else "",
+                f"{result['gradients_share']:.1%}" if alone else "",
+                f"{result['data_share']:.0%}",
+                f"{result['first_window_after_seconds']:.0f} s",
+                f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
+                *(f"{result[name]:.1f}" if result[name] else "" for name in ("host_gib", "loading_gib")),
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+    if results:
+        print(f"\n{results[0]['device']}, torch {results[0]['torch']}, batch {arguments.batch} a GPU")
+        Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
