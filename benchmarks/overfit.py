@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmcv import Config
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
 from dfvt.engine.config import load_config
@@ -24,6 +25,7 @@ from dfvt.engine.progress import Progress
 from dfvt.engine.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
+FAST = Path(__file__).parents[1] / "configs/_base_/fast.py"
 REPEATS = 20
 
 
@@ -66,6 +68,7 @@ def parse() -> Namespace:
         default=440.0,
         help="of training and its validations: it is to take less than eight minutes in all",
     )
+    parser.add_argument("--fast", action="store_true", help="with all of configs/_base_/fast.py")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the config")
     return parser.parse_args()
 
@@ -113,6 +116,9 @@ def main() -> None:
         cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
     # an epoch of eight iterations would spend its time at the boundaries
     cfg.data.train = {"type": "RepeatDataset", "times": REPEATS, "dataset": cfg.data.train}
+    if arguments.fast:
+        side = -(-max(arguments.scale) // 32) * 32
+        cfg.merge_from_dict({**Config.fromfile(str(FAST)), "canvases": [(side, side)]})
     cfg.merge_from_dict(
         {
             "data.samples_per_gpu": arguments.batch,

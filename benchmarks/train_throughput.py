@@ -57,6 +57,7 @@ def parse() -> Namespace:
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
     parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides, for a try on a CPU")
     parser.add_argument("--profile", action="store_true", help="kernels, waits and busy time of a window too")
+    parser.add_argument("--loader", action="store_true", help="the fast side's loader alone, nothing else")
     parser.add_argument("--one", type=json.loads, help="(for its own processes)")
     return parser.parse_args()
 
@@ -180,6 +181,44 @@ def run_one(arguments: Namespace) -> None:
     print(json.dumps(result), flush=True)
 
 
+def run_loader(arguments: Namespace) -> None:
+    """Takes batches for the time of a training, and prints how many images came a second."""
+    import torch
+
+    from dfvt.data.forecast import canvas_forecast
+    from dfvt.data.loading import EpochBatchSampler, build_train_loader
+    from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.datasets import build_coco_dataset
+    from dfvt.engine.images import canvases_of, images_of
+
+    quiet_libraries()
+    batch = arguments.batches[0]
+    options = {**SIDES["graphs"], **arguments.options}
+    cfg = config_of(arguments.coco, arguments.variants[0], batch, options, arguments.shrink)
+    data, _ = images_of(cfg)
+    dataset, canvases = build_coco_dataset(data, test_mode=False), canvases_of(cfg)
+    forecast = canvas_forecast(dataset, canvases)
+    loader = build_train_loader(
+        dataset,
+        EpochBatchSampler(dataset.flag, batch, seed=0, canvases_of=forecast),
+        arguments.workers,
+        pin_memory=torch.cuda.is_available(),
+        canvases=canvases,
+        pack_masks=True,
+    )
+    windows: list[float] = []
+    started = before = time.perf_counter()
+    for number, _ in enumerate(loader, 1):
+        if number % WINDOW == 0:
+            now = time.perf_counter()
+            windows.append(WINDOW * batch / (now - before))
+            before = now
+            if now - started > arguments.seconds:
+                break
+    half = windows[len(windows) // 2 :]
+    print(f"loader alone: {statistics.median(half):.0f} img/s with {arguments.workers} processes", flush=True)
+
+
 def summary(profiler: Any, seconds: float) -> dict[str, Any]:
     """Of a profiled window: kernels and waits an iteration, the share of time that the GPU was busy, and
     milliseconds, calls and names of the kernels that took the longest."""
@@ -205,6 +244,9 @@ def main() -> None:
     arguments = parse()
     if arguments.one:
         run_one(arguments)
+        return
+    if arguments.loader:
+        run_loader(arguments)
         return
     columns = ("variant", "batch", "side", "img/s", "x stock", "waits for data", "steady after", "GPU GiB")
     extra = ("kernels a step", "launches a step", "waits a step", "GPU busy") if arguments.profile else ()

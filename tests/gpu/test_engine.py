@@ -119,16 +119,25 @@ def test_the_published_recipe_trains_on_real_images(
 
 
 @two_gpus
-@pytest.mark.parametrize("option", ["sync_batchnorm=False", "sync_batchnorm=True", "compile_backbone=True"])
+@pytest.mark.parametrize(
+    "switches",
+    [
+        ["sync_batchnorm=False"],
+        ["sync_batchnorm=True"],
+        ["compile_backbone=True"],
+        ["fast_heads=True", "cuda_graphs=True", "canvases=[(128,160)]", "channels_last=True"],
+    ],
+    ids=lambda switches: switches[0],
+)
 def test_two_gpus_have_the_loss_of_one_with_the_same_batch(
-    config_file: Path, tmp_path: Path, option: str
+    config_file: Path, tmp_path: Path, switches: list[str]
 ) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     common = ["evaluation.interval=0", "log_config.interval=1", "optimizer_config.use_fp16=False"]
     curves = []
     for num_gpus, batch in ((1, 4), (2, 2)):
         work_dir = tmp_path / str(num_gpus)
-        options = ["--gpus", str(num_gpus), "--work-dir", str(work_dir), "--cfg-options", *common, option]
+        options = ["--gpus", str(num_gpus), "--work-dir", str(work_dir), "--cfg-options", *common, *switches]
         assert main(["train", str(config_file), *options, f"data.samples_per_gpu={batch}"]) == 0
         rows = (work_dir / "curve.csv").read_text().splitlines()
         column = rows[0].split(",").index("loss")
@@ -136,6 +145,6 @@ def test_two_gpus_have_the_loss_of_one_with_the_same_batch(
     one, two = curves
     assert len(one) == len(two)
     # BatchNorm sees half of the batch on each GPU unless it is shared, and the heads' samplers draw anew
-    tolerance = 0.02 if option == "sync_batchnorm=True" else 0.1
+    tolerance = 0.02 if switches == ["sync_batchnorm=True"] else 0.1
     assert abs(two[0] - one[0]) < tolerance * one[0], json.dumps(curves)
     assert abs(np.mean(two) - np.mean(one)) < 0.15 * np.mean(one), json.dumps(curves)

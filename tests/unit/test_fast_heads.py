@@ -21,6 +21,7 @@ from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.core.bbox.iou_calculators import bbox_overlaps
 from mmdet.core.bbox.samplers import RandomSampler
 from mmdet.core.mask import BitmapMasks
+from mmdet.core.mask.mask_target import mask_target
 from mmdet.models import build_head
 from torch import Tensor
 
@@ -32,12 +33,13 @@ from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.train import seed_everything
 from dfvt.models.boxes import decode, encode, overlaps_between
-from dfvt.models.fast_roi import FastRoIHead
+from dfvt.models.fast_roi import FastRoIHead, mask_targets
 from dfvt.models.fast_rpn import FastRPNHead, ImageSizes
 from dfvt.models.proposals import Proposals, keep_greedily
 from dfvt.models.targets import assign, draw_samples, pad_objects
 
 CONFIG = load_config(Path(__file__).parents[2] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
+COCO128 = Path(os.environ.get("DFVT_COCO128", Path(__file__).resolve().parents[3] / "shared" / "coco128"))
 HEIGHT, WIDTH, CHANNELS = 96, 128, 8
 STRIDES = (4, 8, 16, 32, 64)
 EVERYTHING = 10**6  # samples: with them no chance is left
@@ -552,3 +554,25 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         compiled = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
         assert compiled.asm["cubin"]
+
+
+@pytest.mark.skipif(not COCO128.is_dir(), reason=f"{COCO128} is absent (DFVT_COCO128 names another place)")
+def test_mask_targets_of_real_objects_are_those_of_mmdet() -> None:
+    cfg = copy.deepcopy(CONFIG.data.train)
+    cfg.ann_file = str(COCO128 / "annotations/instances_train2017.json")
+    cfg.img_prefix = str(COCO128 / "train2017")
+    dataset = build_coco_dataset(cfg, test_mode=False)
+    torch.manual_seed(0)
+    different = total = 0
+    for index in range(0, len(dataset), 8):
+        sample = dataset[index]
+        gt_bboxes, masks = sample["gt_bboxes"].data, sample["gt_masks"].data
+        gt_index = torch.arange(len(gt_bboxes)).repeat(4)
+        bboxes = gt_bboxes[gt_index] + torch.randn(len(gt_index), 4) * 4
+        bboxes[:, 2:] = torch.maximum(bboxes[:, 2:], bboxes[:, :2] + 1)
+        expected = mask_target([bboxes], [gt_index], [masks], ConfigDict(mask_size=28))
+        found = mask_targets(bboxes[None], gt_index[None], [PackedMasks.pack(masks)], 28) >= 0.5
+        different += int((found != expected.bool()).sum())
+        total += found.numel()
+    assert total > 28 * 28 * 100
+    assert different <= 0.005 * total
