@@ -84,6 +84,7 @@ class MlflowCurves(ClusterCallback):
             "train/images_per_second": record.images_per_second,
             "train/data_seconds": record.data_seconds,
         }
+        numbers |= {f"system/{name}": value for name, value in record.system.items()}
         self.add(record.step, numbers)
         if time.monotonic() - self.last_request > SECONDS_BETWEEN_REQUESTS:
             self.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,7 +21,10 @@ class TrainingStart:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Averages over the iterations since the last record; `step` counts finished ones, `epoch` from 1."""
+    """Averages over the iterations since the last record; `step` counts finished ones, `epoch` from 1.
+
+    `system` says what the first process's machine was doing, see `dfvt.engine.system.SystemMetrics`.
+    """
 
     step: int
     max_steps: int
@@ -30,6 +33,7 @@ class StepRecord:
     losses: dict[str, float]
     images_per_second: float
     data_seconds: float
+    system: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

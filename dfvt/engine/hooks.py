@@ -17,6 +17,7 @@ from dfvt.engine.evaluate import evaluate_model
 from dfvt.engine.resume import bare_model, model_content, state_content
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.states import StateFiles, write_atomically
+from dfvt.engine.system import SystemMetrics
 
 
 class TrainingStopped(Exception):  # noqa: N818, nothing is wrong
@@ -55,6 +56,11 @@ class StepRecords(Hook):
         self.callbacks = callbacks
         self.interval = interval
         self.images_per_step = images_per_step
+        self.system: SystemMetrics | None = None
+
+    def before_run(self, runner: DetectorRunner) -> None:
+        if self.callbacks:  # of the first process
+            self.system = SystemMetrics(runner.device)
 
     def before_train_epoch(self, runner: DetectorRunner) -> None:
         self.loaded_since = self.interval_since = time.perf_counter()
@@ -77,6 +83,7 @@ class StepRecords(Hook):
                 losses={name: float(value) for name, value in runner.log_buffer.output.items()},
                 images_per_second=self.num_steps * self.images_per_step / seconds,
                 data_seconds=self.data_seconds / self.num_steps,
+                system=self.system.sample() if self.system else {},
             )
             for callback in self.callbacks:
                 callback.on_step(record)

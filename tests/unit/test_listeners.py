@@ -18,8 +18,9 @@ from dfvt.engine.curves import CurveFiles
 
 START = TrainingStart(step=0, max_steps=2, epoch=0, max_epochs=1)
 STEP = StepRecord(
-    step=1, max_steps=2, epoch=1, lr=0.1, losses={"loss": 2.0}, images_per_second=8.0, data_seconds=0.1
-)
+    step=1, max_steps=2, epoch=1, lr=0.1, losses={"loss": 2.0}, images_per_second=8.0, data_seconds=0.1,
+    system={"cpu_utilization_percentage": 50.0},
+)  # fmt: skip
 EVALUATION = EvaluationRecord(step=2, epoch=1, metrics={"bbox_mAP": 0.5})
 
 
@@ -51,7 +52,8 @@ def test_curves_are_sent_once_and_in_order() -> None:
     tell(MlflowCurves(recorder))
     assert [step for step, _ in sent] == [1, 2]
     assert sent[0][1] == {
-        "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 8.0, "train/data_seconds": 0.1
+        "train/loss": 2.0, "train/lr": 0.1, "train/images_per_second": 8.0, "train/data_seconds": 0.1,
+        "system/cpu_utilization_percentage": 50.0,
     }  # fmt: skip
     assert sent[1][1] == {"val/bbox_mAP": 0.5, "best_bbox_mAP": 0.5}
     assert recorder.log_curve.call_count == 1

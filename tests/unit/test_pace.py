@@ -16,3 +16,12 @@ def test_the_pace_is_the_median_time_of_an_image(monkeypatch: pytest.MonkeyPatch
         pace(done, 5)
     assert pace.ms_per_image == pytest.approx(250)  # of 5000, 100, 300, 200
     assert handed_on == [(done, 5) for done in range(1, 6)]
+
+
+def test_images_that_passed_together_took_a_share_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 9.0])
+    monkeypatch.setattr("dfvt.engine.pace.time.perf_counter", lambda: next(clock))
+    pace = Pace()
+    for done in (8, 16, 17):
+        pace(done, 17)
+    assert pace.ms_per_image == pytest.approx(500)  # eight of 500, one of 5000
