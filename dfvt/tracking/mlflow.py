@@ -232,6 +232,11 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
         yield MlflowClient(tracking_uri=uri)
     except MlflowException as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            reason = (
+                f"{error.error_code.lower().replace('_', ' ')}: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
         raise ValueError(f"the MLflow store {_without_password(uri)} refuses: {reason}.") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
