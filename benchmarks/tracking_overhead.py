@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=50, help="iterations of a record")
     parser.add_argument("--images", type=int, default=400)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ray_session():
+    with tempfile.TemporaryDirectory() as folder, ray_session() as connected:
+        connected()
         home = Path(folder)
         generate_shapes(home / "data", num_train=arguments.images, num_val=4, height=128, width=160)
         paths = {f"{split}_images": f"{split}2017" for split in ("train", "val")}

@@ -203,7 +203,8 @@ def _train(options: Namespace) -> int:
     with stop_on_signals() as stop:
         outcome = launch(_train_in_process, devices, *arguments, stop_asked=stop)
     if isinstance(outcome, Path):
-        print(outcome)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes say the same
+            print(outcome)
         return 0
     number, step = outcome
     print(f"dfvt: stopped after step {step}; the same command goes on from there", file=sys.stderr)
@@ -219,6 +220,8 @@ def _state_to_resume(resume: Path | bool, work_dir: Path) -> Path | None:
     path = work_dir if resume is True else Path(resume)
     if path.is_file():
         return path
+    if not path.exists():
+        raise FileNotFoundError(f"there is no training to resume: {path} does not exist")
     found = read_newest(path, lambda damage: print(f"dfvt: {damage}", file=sys.stderr))
     if found is None:
         raise FileNotFoundError(f"there is no training to resume: {path / STATE_FILE} does not exist")

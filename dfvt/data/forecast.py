@@ -144,7 +144,9 @@ def canvas_forecast(dataset: Any, canvases: Sequence[Canvas]) -> Callable[[Seque
         ValueError: there are no canvases, or none holds a sample, or `forecast_shapes` does.
     """
     if not canvases:
-        raise ValueError("group_by_canvas needs canvases to group by: set them, or remove it from the config")
+        raise ValueError(
+            "group_by_canvas needs canvases to group by: set canvases too, or group_by_canvas=False"
+        )
     forecast = forecast_shapes(dataset)
     places = {canvas: place for place, canvas in enumerate(in_order(canvases))}
     return lambda keys: [places[canvas_for(*shape, canvases)] for shape in forecast(keys)]

@@ -134,7 +134,8 @@ def reading_problem(dataset: Any, index: int) -> str | None:
     try:
         image = mmcv.imread(str(path))
     except Exception as error:  # whatever the decoder stumbles over
-        return f"image {path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error)}"
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return f"image {path} cannot be read: {reason.splitlines()[0]}"
     return f"image {path} cannot be decoded" if image is None else None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from mmcv import Config
 
+FEW = 3  # losses that are not finite, by chance and at the end
 REMEDY = "lower optimizer.lr, lengthen the warm-up, or set optimizer_config.grad_clip"
 
 
@@ -80,6 +81,20 @@ class NonfiniteLosses:
         self.limit = limit
         self.warn = warn
         self.in_a_row = 0
+        self.num_left_out = 0
+
+    def conclude(self) -> None:
+        """Says at the end of a training how many iterations were left out.
+
+        Raises:
+            ValueError: the last ones were, so that what is left is worth nothing.
+        """
+        if self.limit is not None and self.in_a_row >= min(self.limit, FEW):
+            raise ValueError(
+                f"the training diverged, its last {self.in_a_row} losses are not finite: {REMEDY}"
+            )
+        if self.num_left_out:
+            self.warn(f"{self.num_left_out} iterations were left out, as their losses are not finite")
 
     def reset(self) -> None:
         """A finite one ends the row."""
@@ -92,6 +107,7 @@ class NonfiniteLosses:
             ValueError: it is the last one that is allowed.
         """
         self.in_a_row += 1
+        self.num_left_out += 1
         terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         known = f"iteration {step} at learning rate {lr:.3g} ({terms}; images {', '.join(images)})"
         if self.limit is not None and self.in_a_row >= self.limit:

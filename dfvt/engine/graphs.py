@@ -255,9 +255,9 @@ def graph_training(
     if not cfg.get("cuda_graphs"):
         return
     if device.type != "cuda":
-        raise ValueError("cuda_graphs needs a GPU: remove it from the config")
+        raise ValueError("cuda_graphs needs a GPU: set cuda_graphs=False")
     if not canvases:
-        raise ValueError("cuda_graphs needs canvases, shapes that come again: set them in the config")
+        raise ValueError("cuda_graphs needs canvases, shapes that come again: set canvases too")
     rpn_head, roi_head = getattr(model, "rpn_head", None), getattr(model, "roi_head", None)
     if not isinstance(rpn_head, FastRPNHead) or not isinstance(roi_head, FastRoIHead):
         raise ValueError("cuda_graphs needs heads that do not wait for the device: set fast_heads=True")

@@ -79,9 +79,14 @@ def canvases_of(cfg: Config) -> list[Canvas]:
         ValueError: one is no pair of whole numbers from 1.
     """
     canvases = cfg.get("canvases") or ()
+    if not isinstance(canvases, list | tuple):
+        raise ValueError(f"canvases {canvases!r} must be a list of heights and widths, [(800, 1344), …]")
     for canvas in canvases:
-        if len(canvas) != 2 or any(not isinstance(side, int) or side < 1 for side in canvas):
-            raise ValueError(f"canvases has {canvas!r}: each is a height and a width in pixels")
+        sides = canvas if isinstance(canvas, list | tuple) else ()
+        if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+            raise ValueError(
+                f"canvases has {canvas!r}: each is a height and a width in pixels, as in [(800, 1344)]"
+            )
     return [(height, width) for height, width in canvases]
 
 

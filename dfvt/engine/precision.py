@@ -60,7 +60,9 @@ def precision_of(cfg: Config, device: torch.device) -> Precision:
     options, fp16 = cfg.get("optimizer_config") or {}, cfg.get("fp16")
     name = options.get("dtype", "float16")
     if name not in DTYPES:
-        raise ValueError(f"optimizer_config.dtype {name!r} is not supported: use float16 or bfloat16")
+        raise ValueError(
+            f"optimizer_config.dtype {name!r} must be float16 or bfloat16; use_fp16=False is float32"
+        )
     loss_scale: Any = (fp16 or {}).get("loss_scale", 512.0 if fp16 is not None else "dynamic")
     fixed, scaler_options = None, {}
     if isinstance(loss_scale, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ IDENTITY_KEYS = (
 SWITCHES = ("fast_heads", "canvases", "group_by_canvas")
 # What a learning rate that depends on the past alone has done does not change with the number of epochs.
 LENGTHENED_POLICIES = ("fixed", "step", "exp", "inv")
+# Of differences between two trainings that are told.
+MOST_NAMED, MOST_SHOWN = 3, 60
 PATH_KEYS = ("ann_file", "img_prefix", "data_root", "seg_prefix", "proposal_file")
 
 
@@ -167,13 +171,44 @@ def require_same_training(content: dict[str, Any], identity: dict[str, str], pat
         ValueError: it belongs to another training, or is the checkpoint of one.
     """
     require_state(content, path)
-    names = {**content["identity"], **identity}
-    other = [name for name in names if content["identity"].get(name) != identity.get(name)]
+    other = differences(content["identity"], identity)
     if other:
+        more = f" and {len(other) - MOST_NAMED} more" if len(other) > MOST_NAMED else ""
         raise ValueError(
-            f"checkpoint {path} belongs to a training with another {', '.join(other)}: "
-            "remove it to start anew, or choose another work_dir"
+            f"checkpoint {path} belongs to a training with another {', '.join(other[:MOST_NAMED])}{more}: "
+            f"remove {path.parent}/latest*.pth to start anew, or choose another work_dir"
         )
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The keys in which the identities of two trainings differ, with both values where they are short."""
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
+            both = [dict(_leaves(name, _value(one.get(name, "None")))) for one in (before, now)]
+            for key in dict.fromkeys([*both[0], *both[1]]):
+                if both[0].get(key) != both[1].get(key):
+                    old, new = (f"{one.get(key)}" for one in both)
+                    short = len(old) + len(new) < MOST_SHOWN
+                    found.append(f"{key} ({old}, now {new})" if short else key)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # of something that is no plain value
+        return text
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _leaves(f"{key}.{name}", item)
+    else:
+        yield key, value
 
 
 def require_fitting_state(runner: DetectorRunner, content: dict[str, Any], path: Path) -> None:

@@ -122,7 +122,7 @@ class DetectorRunner(BaseRunner):
                 for problem in batch.unreadable:
                     if batch.inputs is None:
                         raise ValueError(f"{problem}: mend it, or set failures.unreadable_images='skip'")
-                    self.warn(f"{problem}: another one takes its place")
+                    self.warn(f"{problem}; another one takes its place")
             yield [batch.inputs for batch in parts if batch.inputs is not None]
 
     def gather_gradients(self, parts: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
     stem, suffix = STATE_FILE.split(".")
     older = sorted(folder.glob(f"{stem}-[0-9]*.{suffix}"), key=lambda path: int(path.stem.split("-")[1]))
     damage: ValueError | None = None
+    damaged: list[str] = []
     for path in [folder / STATE_FILE, *older]:
         if not path.is_file():
             continue
@@ -69,12 +70,15 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
             content = read_checkpoint(path)
         except ValueError as error:
             damage = damage or error
+            damaged.append(path.name)
             continue
         if damage:
             warn(f"{damage}; the training goes on from {path.name}")
         return path, content
     if damage:
-        raise damage
+        others = f", and so {'are' if damaged[2:] else 'is'} {', '.join(damaged[1:])}" if damaged[1:] else ""
+        remedy = f"remove {'them' if others else 'it'} to start anew, or choose another work_dir"
+        raise ValueError(f"{str(damage).split(':')[0]}{others}: {remedy}") from damage
     return None
 
 

@@ -6,6 +6,10 @@ from mmcv import Config
 
 from dfvt.engine.evaluate import METRIC_NAMES
 
+SWITCHES = (
+    *("fast_heads", "group_by_canvas", "normalize_on_device", "channels_last", "cuda_graphs"),
+    *("sync_batchnorm", "cudnn_benchmark"),
+)
 EPOCH_RUNNERS = ("EpochBasedRunner", "EpochBasedRunnerAmp")
 
 
@@ -33,6 +37,9 @@ def check_supported(cfg: Config) -> None:
     ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} {value!r} must be a whole number from {least}")
+    for name in SWITCHES:
+        if not isinstance(cfg.get(name, False), bool):
+            raise ValueError(f"{name} {cfg[name]!r} must be True or False")
     evaluation = cfg.get("evaluation") or {}
     interval, best = evaluation.get("interval", 1), evaluation.get("save_best", "auto")
     if not isinstance(interval, int) or interval < 0:

@@ -192,6 +192,7 @@ def train(
                 canvases=canvases,
             )
         )
+    runner.nonfinite.conclude()
     final = work_dir / FINAL_FILE
     require_finite(runner.model)
     if rank == 0:

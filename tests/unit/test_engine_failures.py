@@ -83,11 +83,21 @@ def test_a_loss_that_is_not_finite_is_left_out_and_told_with_its_images(
     listener = Warnings()
     train(config, tmp_path, callbacks=[listener])
     assert listener.steps == [1, 2, 4, 5, 7, 8]
-    first, second = listener.messages
+    first, second, last = listener.messages
+    assert last == "2 iterations were left out, as their losses are not finite"
     assert "iteration 3 at learning rate 0.000" in first
     assert "loss nan" in first
     assert first.count(".jpg") == 2
     assert "iteration 6" in second
+
+
+def test_a_training_whose_last_losses_are_not_finite_has_failed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {6, 7, 8})
+    with pytest.raises(ValueError, match="diverged, its last 3 losses are not finite: lower"):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoint.pth").exists()
 
 
 def test_a_row_of_them_as_long_as_allowed_ends_the_training(

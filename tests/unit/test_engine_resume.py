@@ -18,6 +18,7 @@ from mmcv import Config
 from dfvt.engine.callbacks import Callback, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
 from dfvt.engine.hooks import TrainingStopped
+from dfvt.engine.resume import differences
 from dfvt.engine.states import write_atomically
 from dfvt.engine.train import TrainResult, train
 from dfvt.models.checkpoints import read_checkpoint
@@ -202,9 +203,26 @@ def test_the_state_of_another_training_is_refused(
     state = tmp_path / "latest.pth"
     state.symlink_to(uninterrupted.checkpoint.parent / "latest.pth")
     config.optimizer.lr = 0.1
-    sentence = r"latest\.pth belongs to a training with another optimizer, seed: remove it"
+    sentence = (
+        r"latest\.pth belongs to a training with another optimizer\.lr \(.*, now 0\.1\), seed \(4, now 5\): "
+    )
+    sentence += r"remove .*latest\*\.pth to start anew"
     with pytest.raises(ValueError, match=sentence):
         train(config, tmp_path, seed=5)
+
+
+def test_of_many_differences_the_first_ones_are_told() -> None:
+    before = {"model": repr({"a": 1, "b": [1, {"c": 2}], "d": "x" * 90}), "runner": "{'e': 1}", "seed": "1"}
+    now = {
+        "model": repr({"a": 2, "b": [1, {"c": 3}], "d": "y" * 90}),
+        "runner": "{'e': 1}",
+        "ema": "{'f': 3}",
+    }
+    assert differences(before, before) == []
+    assert differences(before, now) == [
+        *("model.a (1, now 2)", "model.b.1.c (2, now 3)", "model.d", "seed (1, now None)"),
+        "ema.f (None, now 3)",
+    ]
 
 
 def test_what_does_not_change_the_weights_may_change_between_resumes(

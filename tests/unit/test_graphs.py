@@ -24,6 +24,7 @@ from dfvt.engine.graphs import (
 )
 from dfvt.engine.images import canvases_of
 from dfvt.engine.precision import Precision
+from dfvt.engine.support import SWITCHES, check_supported
 
 CPU = torch.device("cpu")
 BATCH = (3, 3, 96, 128)
@@ -132,7 +133,20 @@ def test_a_canvas_for_mixed_batches_alone_has_no_graph() -> None:
     assert worth_a_graph([(96, 96)]) == [(96, 96)]
 
 
-@pytest.mark.parametrize("canvas", [(64,), (64, 0), (64, 64.5), (64, "64")])
-def test_a_canvas_is_a_height_and_a_width(canvas: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("canvas", [(64,), (64, 0), (64, 64.5), (64, "64"), 64])
+def test_a_canvas_is_a_height_and_a_width(canvas: Any) -> None:
     with pytest.raises(ValueError, match="each is a height and a width"):
         canvases_of(Config({"canvases": [canvas]}))
+
+
+def test_canvases_are_a_list() -> None:
+    with pytest.raises(ValueError, match="canvases 128 must be a list"):
+        canvases_of(Config({"canvases": 128}))
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_true_or_false(name: str) -> None:
+    cfg = copy.deepcopy(CONFIG)
+    cfg[name] = "yes"
+    with pytest.raises(ValueError, match=f"{name} 'yes' must be True or False"):
+        check_supported(cfg)
