@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -99,18 +98,16 @@ def open_run(
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
     from dfvt.cluster.origins import keep_origin
     from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+    from dfvt.tracking.notes import continue_noted_run, note_run
     from dfvt.tracking.origin import collect_origin
 
     uri = tracking_uri(Path.cwd())
-    if file.is_file():
-        noted = json.loads(file.read_text())
-        if noted["tracking_uri"] == uri:
-            try:
-                recorder = RunRecorder.attach(uri, noted["mlflow_run_id"])
-                recorder.reopen()
-                return recorder
-            except ValueError as error:
-                print(f"train@{values.variant}: {error}; starting another run", file=sys.stderr)
+
+    def warn(message: str) -> None:
+        print(f"train@{values.variant}: {message}", file=sys.stderr)
+
+    if noted := continue_noted_run(file, uri, warn):
+        return noted
     recorder = RunRecorder.open(
         uri,
         settings.tracking.experiment,
@@ -120,8 +117,7 @@ def open_run(
         params=values.model_dump(),
     )
     keep_origin(recorder, collect_origin(Path.cwd()), manifest)
-    noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": uri, "tags": lineage}
-    file.write_text(json.dumps(noted, indent=2) + "\n")
+    note_run(file, recorder, tags=lineage)
     return recorder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,8 +9,8 @@ from typing import Literal
 
 from dfvt.cluster.records import load_records, text_of, was_interrupted
 from dfvt.cluster.trainable import Sweep
-from dfvt.data.files import write_whole
 from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.notes import continue_noted_run, note_run
 from dfvt.tracking.runs import SWEEP_RUN
 
 NOTE = "run.json"
@@ -20,17 +19,13 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 def open_parent(sweep: Sweep) -> RunRecorder:
     """The run of a sweep: that which it began with, if the store still has it, else a new one."""
-    note = sweep.folder / NOTE
-    if note.is_file():
-        noted = json.loads(note.read_text())
-        if noted["tracking_uri"] == sweep.tracking_uri:
-            try:
-                recorder = RunRecorder.attach(sweep.tracking_uri, noted["mlflow_run_id"])
-                recorder.reopen()
-                return recorder
-            except ValueError as error:
-                print(f"sweep {sweep.spec.name}: {error}; starting another run", file=sys.stderr)
-    spec = sweep.spec
+    spec, note = sweep.spec, sweep.folder / NOTE
+
+    def warn(message: str) -> None:
+        print(f"sweep {spec.name}: {message}", file=sys.stderr)
+
+    if noted := continue_noted_run(note, sweep.tracking_uri, warn):
+        return noted
     recorder = RunRecorder.open(
         sweep.tracking_uri,
         sweep.experiment,
@@ -47,8 +42,7 @@ def open_parent(sweep: Sweep) -> RunRecorder:
         },
     )
     recorder.log_text(text_of(spec), "spec.json")
-    content = {"mlflow_run_id": recorder.run_id, "tracking_uri": sweep.tracking_uri}
-    write_whole(note, json.dumps(content) + "\n")
+    note_run(note, recorder)
     return recorder
 
 

@@ -99,7 +99,7 @@ def predict(
     with masks_as_run_lengths(model) as encoded:
         loader = build_test_loader(dataset, order, num_workers, pin_memory=on_gpu)
         for inputs in batches_of_one_shape(loader, num_at_once):
-            for result in model(return_loss=False, rescale=True, **to_device(inputs, device)):
+            for result in detect(model, to_device(inputs, device)):
                 if isinstance(result, tuple) and not encoded:
                     boxes, masks = result
                     result = (boxes, encode_mask_results(masks))
@@ -117,10 +117,27 @@ def predict(
     return [shares[index % world_size][index // world_size] for index in range(len(dataset))]
 
 
+def detect(model: Any, inputs: dict[str, Any]) -> list[Any]:
+    """mmdet results of a batch; one that the device has no memory for passes image by image."""
+    try:
+        return model(return_loss=False, rescale=True, **inputs)
+    except torch.OutOfMemoryError:
+        images, metas = inputs["img"][0], inputs["img_metas"][0]
+        if len(images) == 1 or len(inputs["img"]) > 1:
+            raise
+    torch.cuda.empty_cache()
+    singles = (
+        {"img": [image[None]], "img_metas": [[meta]]} for image, meta in zip(images, metas, strict=True)
+    )
+    return [model(return_loss=False, rescale=True, **single)[0] for single in singles]
+
+
 def image_shape(dataset: Any, index: int) -> tuple[float, int, int]:
-    """Sorts images of a shape, and of nearly one, beside each other."""
-    info = dataset.data_infos[index]
-    return info["width"] / info["height"], info["width"], index
+    """Sorts images of a shape, and of nearly one, beside each other, where their sizes are known."""
+    infos = getattr(dataset, "data_infos", None)
+    if infos is None:  # of a data set of several
+        return 0.0, 0, index
+    return infos[index]["width"] / infos[index]["height"], infos[index]["width"], index
 
 
 def batches_of_one_shape(loader: Iterable[Batch], num_at_once: int) -> Iterator[dict[str, Any]]:

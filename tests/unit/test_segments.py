@@ -14,7 +14,7 @@ from mmdet.core import encode_mask_results
 from mmdet.models import build_head
 
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.engine.evaluate import predict
+from dfvt.engine.evaluate import detect, predict
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.segments import encode_masks, masks_as_run_lengths
 
@@ -78,3 +78,20 @@ def test_the_mask_head_is_mmdets_own_again_afterwards(detector: Any) -> None:
         assert known and "get_seg_masks" in vars(head)
         raise KeyError
     assert "get_seg_masks" not in vars(head)
+
+
+def test_a_batch_without_memory_passes_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def model(*, img: list[torch.Tensor], img_metas: list[list[Any]], **options: Any) -> list[Any]:
+        seen.append(len(img[0]))
+        if len(img[0]) > 1 or img_metas[0] == ["large"]:
+            raise torch.OutOfMemoryError
+        return [float(img[0].sum())]
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    inputs = {"img": [torch.tensor([[1.0], [2.0], [3.0]])], "img_metas": [["a", "b", "c"]]}
+    assert detect(model, inputs) == [1.0, 2.0, 3.0]
+    assert seen == [3, 1, 1, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        detect(model, {"img": [torch.ones(1, 1)], "img_metas": [["large"]]})

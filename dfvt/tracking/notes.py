@@ -1,0 +1,31 @@
+"""Which MLflow run something was filed in, noted beside its results: it goes on in the same run later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dfvt.tracking.mlflow import RunRecorder
+
+
+def note_run(note: Path, recorder: RunRecorder, **more: Mapping[str, str]) -> None:
+    """Writes the run and its store, and what else belongs to it, into the file `note`."""
+    content = {"mlflow_run_id": recorder.run_id, "tracking_uri": recorder.uri, **more}
+    note.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def continue_noted_run(note: Path, uri: str, warn: Callable[[str], None]) -> RunRecorder | None:
+    """The run of the file `note`, opened again; None without one in this store, which may have lost it."""
+    if not note.is_file():
+        return None
+    noted = json.loads(note.read_text())
+    if noted["tracking_uri"] != uri:
+        return None
+    try:
+        recorder = RunRecorder.attach(uri, noted["mlflow_run_id"])
+    except ValueError as error:
+        warn(f"{error}; starting another run")
+        return None
+    recorder.reopen()
+    return recorder
