@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dfvt.data.files import write_whole
 from dfvt.tracking.mlflow import RunRecorder
 
 
 def note_run(note: Path, recorder: RunRecorder, **more: Mapping[str, str]) -> None:
-    """Writes the run and its store, and what else belongs to it, into the file `note`."""
+    """Writes the run and its store, and what else belongs to it, into the file `note`, whole."""
     content = {"mlflow_run_id": recorder.run_id, "tracking_uri": recorder.uri, **more}
-    note.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(note, json.dumps(content, indent=2) + "\n")
 
 
 def continue_noted_run(note: Path, uri: str, warn: Callable[[str], None]) -> RunRecorder | None:
