@@ -96,9 +96,9 @@ def open_run(
     manifest: DatasetManifest,
 ) -> RunRecorder:
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
+    from dfvt.cluster.notes import continue_noted_run, note_run
     from dfvt.cluster.origins import keep_origin
     from dfvt.tracking.mlflow import RunRecorder, tracking_uri
-    from dfvt.tracking.notes import continue_noted_run, note_run
     from dfvt.tracking.origin import collect_origin
 
     uri = tracking_uri(Path.cwd())

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
+from dfvt.cluster.notes import continue_noted_run, note_run
 from dfvt.cluster.records import load_records, text_of, was_interrupted
 from dfvt.cluster.trainable import Sweep
 from dfvt.tracking.mlflow import RunRecorder
-from dfvt.tracking.notes import continue_noted_run, note_run
 from dfvt.tracking.runs import SWEEP_RUN
 
 NOTE = "run.json"

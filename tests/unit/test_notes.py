@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dfvt.cluster.notes import continue_noted_run, note_run
 from dfvt.tracking.mlflow import RunRecorder
-from dfvt.tracking.notes import continue_noted_run, note_run
 
 
 def open_run(uri: str, folder: Path) -> RunRecorder:
