@@ -139,6 +139,7 @@ def state_content(runner: DetectorRunner, identity: dict[str, str], step: int) -
         "optimizer": runner.optimizer.state_dict(),
         "gradients": [p.grad for p in parameters] if runner.num_gathered else [],
         "num_gathered": runner.num_gathered,
+        "nonfinite_in_a_row": runner.nonfinite.in_a_row,
         "scaler": runner.scaler.state_dict(),
         "random": states,
         "epoch": runner.epoch,
@@ -256,6 +257,7 @@ def restore_state(
     for parameter, gradient in zip(runner.model.parameters(), content["gradients"], strict=False):
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
     runner.num_gathered = content["num_gathered"]
+    runner.nonfinite.in_a_row = content.get("nonfinite_in_a_row", 0)  # older states have none
     if content["scaler"]:  # empty without mixed precision
         runner.scaler.load_state_dict(content["scaler"])
     if rank < content["num_processes"]:  # one that was not there keeps its seed

@@ -78,7 +78,7 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
     if damage:
         others = f", and so {'are' if damaged[2:] else 'is'} {', '.join(damaged[1:])}" if damaged[1:] else ""
         remedy = f"remove {'them' if others else 'it'} to start anew, or choose another work_dir"
-        raise ValueError(f"{str(damage).split(':')[0]}{others}: {remedy}") from damage
+        raise ValueError(f"{damage}{others}; {remedy}") from damage
     return None
 
 

@@ -111,7 +111,7 @@ def test_a_folder_without_states_has_none(tmp_path: Path) -> None:
 def test_when_every_state_is_damaged_that_is_an_error(tmp_path: Path) -> None:
     for name in ("latest.pth", "latest-1.pth"):
         (tmp_path / name).write_bytes(b"PK damaged")
-    sentence = r"latest\.pth is .*, and so is latest-1\.pth: remove them to start anew"
+    sentence = r"latest\.pth is .*, and so is latest-1\.pth; remove them to start anew"
     with pytest.raises(ValueError, match=sentence):
         read_newest(tmp_path, quiet)
 
