@@ -213,5 +213,5 @@ def test_resuming_what_is_not_there_is_one_sentence(
     monkeypatch.chdir(checkout)
     arguments = ["configs/DFvT/published.py", "--gpus", "0", "--work-dir", "nowhere", "--resume"]
     assert main(["train", *arguments]) == 2
-    assert "no training to resume: nowhere/latest.pth does not exist" in capsys.readouterr().err
+    assert "no training to resume: nowhere does not exist" in capsys.readouterr().err
     assert not Path("nowhere").exists()
