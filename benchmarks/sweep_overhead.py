@@ -41,7 +41,7 @@ def stand_in(sweep: Sweep, trial_id: str, drawn: Assignment, hand_on: Hand, stop
 
     It starts no process on it: dozens at once would keep the few cores of the machine that simulates busy.
     """
-    folder = sweep.trial_folder(trial_id, drawn)
+    folder = sweep.trial(trial_id, drawn).folder
     asked = time.time()
     place = placement_group([{"GPU": 1}])
     assert place.wait(600)
@@ -96,8 +96,8 @@ def main() -> None:
         started = time.perf_counter()
         run_trials(sweep, stand_in)
         elapsed = time.perf_counter() - started
-        records = load_records(folder)
-        waited = sorted(float(file.read_text()) for file in folder.glob("trials/*/waited.txt"))
+        records = load_records(sweep.mirror)
+        waited = sorted(float(file.read_text()) for file in sweep.mirror.folder.glob("trials/*/waited.txt"))
         ray.shutdown()
     cluster.shutdown()
     assert [record.status for record in records] == ["finished"] * num_trials

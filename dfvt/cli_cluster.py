@@ -20,14 +20,15 @@ def _add_sweep(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="Search for the best detector.",
         description="Run the trials of a search, or show those of one that was begun.",
         usage="dfvt sweep SPEC [--plan | --submit [--home DIR]]\n"
-        "       dfvt sweep status NAME\n"
-        "       dfvt sweep results NAME [--out DIR]",
+        "       dfvt sweep status NAME|ADDRESS\n"
+        "       dfvt sweep results NAME|ADDRESS [--out DIR]",
     )
     sweep.add_argument(
         "words",
         nargs="+",
         metavar="SPEC | status NAME | results NAME",
-        help="a YAML file, see configs/sweeps; or what is to be shown of the sweep of a name",
+        help="a YAML file, see configs/sweeps; or what is to be shown of the sweep of a name, or of one at "
+        "an address (s3://bucket/sweeps/NAME)",
     )
     start = sweep.add_mutually_exclusive_group()
     start.add_argument("--plan", action="store_true", help="list the trials and start nothing")
@@ -123,26 +124,30 @@ def _home() -> Path:
 
 
 def _submit_sweep(spec: Path, home: Path) -> None:
+    from dfvt.cluster.records import mirror_of
     from dfvt.cluster.spec import load_spec
     from dfvt.cluster.submit import submit_sweep
 
-    name = load_spec(spec).name
+    loaded = load_spec(spec)
+    name = loaded.name
     job = submit_sweep(spec, name, Path.cwd(), home.absolute())
+    kept = mirror_of(loaded, home).remote
     print(
         f"submitted as {job}; it goes on without this machine.\n"
         f"follow it:  ray job logs {job} --follow\n"
         f"stop it:    ray job stop {job} (submitted again, the sweep goes on)\n"
-        f"see it:     dfvt sweep status {name}, in {home.absolute()}"
+        f"see it:     dfvt sweep status {kept or f'{name}, in {home.absolute()}'}"
     )
 
 
 def _show_sweep(what: str, name: str, out: Path | None) -> None:
-    from dfvt.cluster.records import load_sweep
+    from dfvt.cluster.records import SWEEPS, load_sweep
     from dfvt.reports.sweep import results_table, status_line, write_results
 
     sweep = load_sweep(_home(), name)
-    print(f"{name}: {status_line(sweep.trials, sweep.num_trials)}", file=sys.stderr)
+    print(f"{sweep.name}: {status_line(sweep.trials, sweep.num_trials)}", file=sys.stderr)
     print(results_table(sweep.trials, sweep.metric, sweep.mode))
     if what == "results":
-        for file in write_results(sweep.trials, sweep.metric, sweep.mode, out or sweep.folder / "results"):
+        out = out or _home() / SWEEPS / sweep.name / "results"
+        for file in write_results(sweep.trials, sweep.metric, sweep.mode, out):
             print(f"written: {file}", file=sys.stderr)

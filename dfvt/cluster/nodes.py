@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dfvt.data.storage import StorageFolder
+
 ANSWER_SECONDS = 120.0
 
 
@@ -55,8 +57,12 @@ def answer_of(reference: Any) -> Any:
         return Unanswered(str(error).strip().splitlines()[-1])
 
 
-def require_shared(folder: Path) -> None:
+def require_shared(folder: Path, purpose: str, remedy: str) -> None:
     """Checks that all nodes see the same folder, by a file that this process puts there for a moment.
+
+    Args:
+        folder: is made if need be.
+        purpose, remedy: what is there, and what helps where it is not: for the sentence.
 
     Raises:
         ValueError: a node does not see it.
@@ -70,10 +76,37 @@ def require_shared(folder: Path) -> None:
         probe.unlink()
     blind = [node.name for node, answer in answers.items() if answer is not True]
     if blind:
-        raise ValueError(
-            f"the node {blind[0]} does not see {folder}, where the sweep and its trials' states go: put the "
-            "project on a file system that all nodes mount, or name such a folder with DFVT_HOME"
-        )
+        raise ValueError(f"the node {blind[0]} does not see {folder}, where {purpose}: {remedy}")
+
+
+def require_reached(remote: StorageFolder) -> None:
+    """Checks that all nodes reach a storage, by a file that this process puts there for a moment.
+
+    Raises:
+        ValueError: this machine or a node does not.
+    """
+    probe = f"seen-{uuid.uuid4().hex}"
+    remote.write(probe, b"")
+    try:
+        answers = on_each_node(reads, (remote, probe))
+    finally:
+        remote.remove(probe)
+    for node, answer in answers.items():
+        reason = answer.reason if isinstance(answer, Unanswered) else answer
+        if reason is not None:
+            raise ValueError(
+                f"the node {node.name} does not reach the sweep's storage {remote} ({reason}): "
+                "give it an address that all nodes reach, and them the right to"
+            )
+
+
+def reads(_: Node, place: tuple[StorageFolder, str]) -> str | None:
+    """Why a file in a storage is not seen, None if it is."""
+    remote, probe = place
+    try:
+        return None if remote.info(probe) else "it sees another one"
+    except ValueError as error:
+        return str(error)
 
 
 def sees(_: Node, file: Path) -> bool:

@@ -19,7 +19,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 def open_parent(sweep: Sweep) -> RunRecorder:
     """The run of a sweep: that which it began with, if the store still has it, else a new one."""
-    spec, note = sweep.spec, sweep.folder / NOTE
+    spec, mirror = sweep.spec, sweep.mirror
+    mirror.fetch(NOTE)
+    note = mirror.folder / NOTE
 
     def warn(message: str) -> None:
         print(f"sweep {spec.name}: {message}", file=sys.stderr)
@@ -43,6 +45,7 @@ def open_parent(sweep: Sweep) -> RunRecorder:
     )
     recorder.log_text(text_of(spec), "spec.json")
     note_run(note, recorder)
+    mirror.put(NOTE)
     return recorder
 
 
@@ -53,7 +56,7 @@ def parent_run(sweep: Sweep) -> Iterator[str]:
     status: Status = "KILLED"
     try:
         yield recorder.run_id
-        if not was_interrupted(sweep.spec, load_records(sweep.folder)):
+        if not was_interrupted(sweep.spec, load_records(sweep.mirror)):
             status = "FINISHED"
     except Exception:
         status = "FAILED"
@@ -67,7 +70,7 @@ def parent_run(sweep: Sweep) -> Iterator[str]:
 def summary_of(sweep: Sweep) -> dict[str, float]:
     """How many trials there are, how many are finished, and the best of their numbers."""
     metric, best = sweep.spec.metric, max if sweep.spec.mode == "max" else min
-    records = load_records(sweep.folder)
+    records = load_records(sweep.mirror)
     numbers = {
         "num_trials": float(len(records)),
         "num_finished": float(sum(record.status == "finished" for record in records)),

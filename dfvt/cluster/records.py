@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,8 +15,10 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
+from dfvt.cluster.heartbeat import beats, heartbeat
 from dfvt.cluster.spec import SweepSpec, num_trials_of
 from dfvt.data.files import write_whole
+from dfvt.data.storage import Mirror, StorageFolder, is_address
 
 # Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
 # the commit that it was submitted from, as JSON.
@@ -21,7 +26,7 @@ HOME, LINEAGE = "DFVT_HOME", "DFVT_LINEAGE"
 DATASET_MANIFEST = Path("data/dataset/manifest.json")
 SWEEPS = Path(".dfvt/sweeps")
 SPEC_FILE = "spec.json"
-RECORD = "trial.json"
+TRIALS, RECORD = "trials", "trial.json"
 Status = Literal["running", "finished", "stopped", "failed", "interrupted"]
 LOCK_SECONDS = 1.0  # long enough for one who only looks whether a sweep runs
 
@@ -68,9 +73,37 @@ class TrialRecord:
         write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
-def load_records(folder: Path) -> list[TrialRecord]:
+def fetch_record(trial: Mirror) -> TrialRecord | None:
+    """The newest record of a trial, if there is one."""
+    trial.fetch(RECORD)
+    return TrialRecord.load(trial.folder)
+
+
+def put_record(record: TrialRecord, trial: Mirror) -> None:
+    """Saves the record of a trial for all to see."""
+    record.save(trial.folder)
+    trial.put(RECORD)
+
+
+def load_records(sweep: Mirror) -> list[TrialRecord]:
     """The records of a sweep's trials, in their order."""
-    return [record for record in map(TrialRecord.load, sorted(folder.glob("trials/*"))) if record]
+    sweep.fetch(f"{TRIALS}/*/{RECORD}", recursive=True)
+    folders = sorted(sweep.folder.glob(f"{TRIALS}/*"))
+    return [record for record in map(TrialRecord.load, folders) if record]
+
+
+def working_folder(remote: StorageFolder) -> Path:
+    """Where this machine has its copy of what is in a storage."""
+    place = hashlib.sha256(remote.address.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"dfvt-sweeps-{os.getuid()}" / place
+
+
+def mirror_of(spec: SweepSpec, home: Path) -> Mirror:
+    """Where a sweep is kept: in the home's folder, or in the spec's storage."""
+    if spec.storage is None:
+        return Mirror(home / SWEEPS / spec.name)
+    remote = StorageFolder(spec.storage) / spec.name
+    return Mirror(working_folder(remote), remote)
 
 
 def text_of(spec: SweepSpec) -> str:
@@ -79,9 +112,10 @@ def text_of(spec: SweepSpec) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def note_spec(spec: SweepSpec, folder: Path) -> None:
+def note_spec(spec: SweepSpec, sweep: Mirror) -> None:
     """Notes the spec of a sweep that begins: from now on it is the sweep of that name."""
-    write_whole(folder / SPEC_FILE, text_of(spec))
+    write_whole(sweep.folder / SPEC_FILE, text_of(spec))
+    sweep.put(SPEC_FILE)
 
 
 def lock_of(folder: Path, seconds: float) -> FileLock:
@@ -89,25 +123,28 @@ def lock_of(folder: Path, seconds: float) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=seconds)
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a process runs the sweep in `folder`."""
+def is_running(sweep: Mirror) -> bool:
+    """Whether a process runs a sweep."""
+    if sweep.remote:
+        return beats(sweep.remote)
     try:
-        with lock_of(folder, 0.0):
+        with lock_of(sweep.folder, 0.0):
             return False
     except Timeout:
         return True
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(sweep: Mirror) -> Iterator[None]:
     """Keeps a second process from running the same sweep; a process that dies keeps nobody.
 
     Raises:
         ValueError: one runs it.
     """
+    folder = sweep.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with lock_of(folder, LOCK_SECONDS):
+        with lock_of(folder, LOCK_SECONDS), heartbeat(sweep.remote) if sweep.remote else nullcontext():
             yield
     except Timeout as error:
         raise ValueError(
@@ -122,17 +159,23 @@ def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
     return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
 
 
-def require_same_spec(spec: SweepSpec, folder: Path) -> None:
+def require_same_spec(spec: SweepSpec, sweep: Mirror) -> None:
     """Compares a spec with that of a sweep which goes on.
 
     Raises:
         ValueError: they differ.
     """
-    file = folder / SPEC_FILE
-    if file.is_file() and file.read_text() != text_of(spec):
+    sweep.fetch(SPEC_FILE)
+    file = sweep.folder / SPEC_FILE
+    if not file.is_file():
+        return
+    begun, wanted = json.loads(file.read_text()), json.loads(text_of(spec))
+    defaults = json.loads(text_of(SweepSpec(name=spec.name)))  # what versions before did not know
+    differing = [key for key, value in wanted.items() if begun.get(key, defaults[key]) != value]
+    if differing:
         raise ValueError(
-            f"the sweep {spec.name} in {folder} was begun with another spec: "
-            "give this one another name, or remove that folder to begin anew"
+            f"the sweep {spec.name} in {sweep.remote or sweep.folder} was begun with another spec "
+            f"({', '.join(differing)}): give this one another name, or remove that folder to begin anew"
         )
 
 
@@ -141,7 +184,6 @@ class SweepState:
     """A sweep that was begun: how many trials it is to have, what they aim at, and those that started."""
 
     name: str
-    folder: Path
     num_trials: int
     metric: str
     mode: Literal["max", "min"]
@@ -149,20 +191,28 @@ class SweepState:
 
 
 def load_sweep(project: Path, name: str) -> SweepState:
-    """The state of the sweep `name` of a project.
+    """The state of the sweep `name` of a project, or of that at the address `name`.
 
     Raises:
         FileNotFoundError: none of that name was begun.
+        ValueError: the address is none, or its storage does not answer.
     """
-    folder = project / SWEEPS / name
-    if not (folder / SPEC_FILE).is_file():
-        begun = sorted(file.parent.name for file in (project / SWEEPS).glob(f"*/{SPEC_FILE}"))
-        raise FileNotFoundError(
-            f"no sweep {name} was begun in {project / SWEEPS}: "
-            + (f"there are {', '.join(begun)}" if begun else "there is none yet, see dfvt sweep SPEC")
-        )
-    content = json.loads((folder / SPEC_FILE).read_text())
-    trials = load_records(folder)
-    if not is_running(folder):
+    if is_address(name):
+        remote = StorageFolder(name)
+        sweep = Mirror(working_folder(remote), remote)
+        sweep.fetch(SPEC_FILE)
+        if not sweep.has(SPEC_FILE):
+            raise FileNotFoundError(f"no sweep was begun at {remote}: an address ends with the sweep's name")
+    else:
+        sweep = Mirror(project / SWEEPS / name)
+        if not sweep.has(SPEC_FILE):
+            begun = sorted(file.parent.name for file in (project / SWEEPS).glob(f"*/{SPEC_FILE}"))
+            raise FileNotFoundError(
+                f"no sweep {name} was begun in {project / SWEEPS}: "
+                + (f"there are {', '.join(begun)}" if begun else "there is none yet, see dfvt sweep SPEC")
+            )
+    content = json.loads((sweep.folder / SPEC_FILE).read_text())
+    trials = load_records(sweep)
+    if not is_running(sweep):
         trials = [replace(one, status="interrupted") if one.status == "running" else one for one in trials]
-    return SweepState(name, folder, content["num_trials"], content["metric"], content["mode"], trials)
+    return SweepState(content["name"], content["num_trials"], content["metric"], content["mode"], trials)

@@ -151,6 +151,13 @@ class SweepSpec(Section):
     data_source: Text | None = Field(
         default=None, description="a path or address that nodes copy the data set from, or null"
     )
+    storage: Annotated[Text, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^@?]+(\?.*)?$")] | None = (
+        Field(
+            default=None,
+            description="an address such as s3://bucket/sweeps, without a key or password (they belong "
+            "into the environment), or null for .dfvt/sweeps",
+        )
+    )
     autoscaling: bool = Field(
         default=False, description="true where the cluster makes nodes for what waits, or false"
     )

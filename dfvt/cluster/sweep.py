@@ -20,17 +20,18 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
-from dfvt.cluster.nodes import require_shared
+from dfvt.cluster.nodes import require_reached, require_shared
 from dfvt.cluster.parents import parent_run
 from dfvt.cluster.records import (
     DATASET_MANIFEST,
     LINEAGE,
-    SWEEPS,
     Status,
     TrialRecord,
+    fetch_record,
     load_records,
     note_spec,
     one_at_a_time,
+    put_record,
     require_same_spec,
     was_interrupted,
 )
@@ -47,11 +48,13 @@ from dfvt.cluster.spec import (
     num_draws,
     num_trials_of,
 )
-from dfvt.cluster.trainable import RunTrial, Sweep, TrialTraining
+from dfvt.cluster.trainable import WEIGHTS, RunTrial, Sweep, TrialTraining
+from dfvt.cluster.worker_folder import put_weights
 from dfvt.data.manifest import DatasetManifest
+from dfvt.data.storage import Mirror
 from dfvt.settings import load_settings
 from dfvt.tracking.lineage import collect_lineage
-from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+from dfvt.tracking.mlflow import RunRecorder, database_of, require_reachable, tracking_uri
 from dfvt.tracking.origin import collect_origin
 
 TUNE_FOLDER = "tune"
@@ -83,7 +86,7 @@ class Conclusions(tune.Callback):
         self.num_trials = num_trials_of(sweep.spec)
 
     def say(self, trial: Trial, what: str) -> None:
-        name = self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]).name
+        name = self.sweep.trial(trial.trial_id, trial.config[TRIAL]).folder.name
         print(
             f"sweep {self.sweep.spec.name}: trial {name} of {self.num_trials} {what}",
             file=sys.stderr,
@@ -96,7 +99,7 @@ class Conclusions(tune.Callback):
             f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in assignment.items()
         )
-        record = TrialRecord.load(self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]))
+        record = fetch_record(self.sweep.trial(trial.trial_id, trial.config[TRIAL]))
         if record is None:
             self.say(trial, f"starts: {values}")
         elif self.sweep.segment and record.assignment != assignment:
@@ -120,15 +123,15 @@ class Conclusions(tune.Callback):
         self.conclude(trial, "failed")
 
     def conclude(self, trial: Trial, status: Status) -> None:
-        conclude(self.sweep, self.sweep.trial_folder(trial.trial_id, trial.config[TRIAL]), status)
+        conclude(self.sweep, self.sweep.trial(trial.trial_id, trial.config[TRIAL]), status)
 
 
-def conclude(sweep: Sweep, folder: Path, status: Status) -> None:
+def conclude(sweep: Sweep, trial: Mirror, status: Status) -> None:
     """Ends the record and run of a trial that was ended before it could."""
-    record = TrialRecord.load(folder)
+    record = fetch_record(trial)
     if record is None or record.status != "running":
         return
-    replace(record, status=status).save(folder)
+    put_record(replace(record, status=status), trial)
     recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
     recorder.set_tags({"dfvt.stopped_after_epoch": str(record.epoch)})
     recorder.finish("FINISHED" if status == "stopped" else "FAILED")
@@ -188,7 +191,7 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
     ) | json.loads(os.environ.get(LINEAGE, "{}"))
     return Sweep(
         spec=spec,
-        folder=home / SWEEPS / spec.name,
+        home=home,
         configs=configs,
         lineage=lineage,
         tracking_uri=tracking_uri(home),
@@ -225,7 +228,7 @@ def plan_lines(sweep: Sweep) -> list[str]:
         ValueError: another one of that name was begun.
     """
     spec = sweep.spec
-    require_same_spec(spec, sweep.folder)
+    require_same_spec(spec, sweep.mirror)
     if spec.algorithm in DRAWN:
         trials = draw_trials(spec)
         lines = [
@@ -257,15 +260,15 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
             another spec, or no node can ever hold a worker.
         KeyboardInterrupt: it was interrupted; started again, it goes on.
     """
-    with one_at_a_time(sweep.folder), sigterm_as_ctrl_c():
-        require_same_spec(sweep.spec, sweep.folder)
+    with one_at_a_time(sweep.mirror), sigterm_as_ctrl_c():
+        require_same_spec(sweep.spec, sweep.mirror)
         require_reachable(sweep.tracking_uri)
         with ray_session() as connected:
             sweep = replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()})
             max_concurrent = require_capacity(sweep)
             with parent_run(sweep) as parent_run_id:
                 run_admitted(replace(sweep, parent_run_id=parent_run_id), max_concurrent)
-    records = load_records(sweep.folder)
+        records = load_records(sweep.mirror)
     if was_interrupted(sweep.spec, records):  # which Tune takes for an end
         for record in records:
             if record.status == "running":
@@ -298,17 +301,35 @@ def require_capacity(sweep: Sweep) -> int | None:
     """How many trials the connected Ray can run at once; None leaves it to Tune.
 
     Raises:
-        ValueError: no node can ever hold a worker, or there are nodes that do not see the sweep's folder.
+        ValueError: no node can ever hold a worker, or there are nodes that do not see the sweep's folder, or
+            do not reach its storage.
     """
     max_concurrent = max_concurrent_trials(sweep.spec)
-    if len(ray.nodes()) > 1:
-        require_shared(sweep.folder)
+    mirror, several = sweep.mirror, len(ray.nodes()) > 1
+    if mirror.remote:
+        require_reached(mirror.remote)
+        put_weights(sweep.configs.values(), mirror.remote / WEIGHTS)
+        if several and (database := database_of(sweep.tracking_uri)):
+            require_shared(
+                database.parent,
+                "the runs go into mlflow.db",
+                "set MLFLOW_TRACKING_URI to a server of MLflow's",
+            )
+    elif several:
+        require_shared(
+            mirror.folder,
+            "the sweep and its trials' states go",
+            "put the project on a file system that all nodes mount, name such a folder with DFVT_HOME, or "
+            "give the spec an address as storage",
+        )
     return max_concurrent
 
 
 def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None = None) -> None:
     """Runs the trials that have not ended yet, so many at once."""
-    spec, folder = sweep.spec, sweep.folder
+    spec, mirror = sweep.spec, sweep.mirror
+    tune_storage = str(mirror.remote or mirror.folder)
+    tune_folder = str((mirror.remote or mirror.folder) / TUNE_FOLDER)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
     num_epochs = max_epochs(spec, sweep.configs)
     sweep = replace(sweep, segment=segment_of(spec, num_epochs))
@@ -316,8 +337,8 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
     trainable = tune.with_resources(
         tune.with_parameters(TrialTraining, sweep=sweep, run=run), {"memory": TRIAL_PROCESS_BYTES}
     )
-    if tune.Tuner.can_restore(str(folder / TUNE_FOLDER)):
-        tuner = tune.Tuner.restore(str(folder / TUNE_FOLDER), trainable, resume_errored=True)
+    if tune.Tuner.can_restore(tune_folder):
+        tuner = tune.Tuner.restore(tune_folder, trainable, resume_errored=True)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -333,7 +354,7 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
             ),
             run_config=tune.RunConfig(
                 name=TUNE_FOLDER,
-                storage_path=str(folder),
+                storage_path=tune_storage,
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Budget(spec.budget_gpu_hours, spec.num_workers) if spec.budget_gpu_hours else None,
                 # the engine has its own; of those that trials take over from each other the last few are kept
@@ -344,7 +365,7 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
                 verbose=0,
             ),
         )
-    note_spec(spec, folder)
+    note_spec(spec, mirror)
     tuner.fit()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from ray.util.queue import Queue
 
 from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import num_workers_that_fit
+from dfvt.cluster.worker_folder import provide_weights, working_copy
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.provision import provide_dataset
+from dfvt.data.storage import StorageFolder
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.curves import CurveFiles
@@ -38,7 +41,10 @@ class TrainingJob:
 
     Attributes:
         config: the whole mmdet config as text.
-        work_dir: folder of the resumable state and the results, on a file system that every worker sees.
+        work_dir: folder of the resumable state and the results, on a file system that every worker sees
+            unless there is `remote`.
+        remote: where they are kept then; each node works on a copy of its own.
+        weights: where a node finds the backbone's weights if it lacks them.
         seed: see `dfvt.engine.train.train`.
         num_workers: processes; GPU workers have one GPU each, CPU workers an equal share of the cores.
         min_workers: with how many it starts where no more fit; the global batch stays.
@@ -70,6 +76,8 @@ class TrainingJob:
     max_seconds: float | None = None
     until_epoch: int | None = None
     take_over: Path | None = None
+    remote: StorageFolder | None = None
+    weights: StorageFolder | None = None
 
 
 class Workers(ClusterCallback):
@@ -106,11 +114,12 @@ def run_training(
     relayed, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "events": relayed, "stops": stops},
+        train_loop_config={"job": job, "events": relayed, "stops": stops, "attempt": uuid.uuid4().hex},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
-            storage_path=str(job.work_dir / "ray"), failure_config=FailureConfig(max_failures=0)
+            storage_path=str((job.remote or job.work_dir) / "ray"),
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
     # The main thread waits in Python alone, where Ctrl-C ends it: Ray Train would turn it into a success.
@@ -242,16 +251,28 @@ def train_worker(arguments: dict[str, Any]) -> None:
     stop = threading.Event()
     if first:  # when it stops all do
         threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
-    with suppress(TrainingStopped):
-        train(
-            Config.fromstring(job.config, ".py"),
+    cfg = Config.fromstring(job.config, ".py")
+    provide_weights(cfg, job.weights)
+    with (
+        working_copy(
             job.work_dir,
+            job.remote,
+            arguments["attempt"],
+            rank=rank,
+            local_rank=get_context().get_local_rank(),
+        ) as copy,
+        suppress(TrainingStopped),
+    ):
+        train(
+            cfg,
+            copy.folder,
             seed=job.seed,
             device=get_device(),
             # The curves are written here, so that none of their rows is missing when this process outlives
             # the one that listens and has saved its state.
             callbacks=[
-                CurveFiles(job.work_dir),
+                CurveFiles(copy.folder),
+                *copy.uploads,
                 QueueRelay(arguments["events"]),
                 StopAfter(job.until_epoch, stop),
             ]
@@ -261,7 +282,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             stop_asked=stop.is_set,
             expected=job.expected,
             num_processes=job.num_workers,
-            take_over=job.take_over,
+            take_over=job.take_over and copy.folder / job.take_over.name,
         )
 
 

@@ -15,11 +15,14 @@ from ray import tune
 from ray.tune.result import DONE
 
 from dfvt.cluster.population import hand_over, take_over
+from dfvt.cluster.records import TRIALS, mirror_of
 from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
 from dfvt.data.manifest import DatasetManifest
+from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.tracking.origin import Origin
 
+WEIGHTS = "weights"
 Result = dict[str, Any]
 Hand = Callable[[Result], None]
 # A sweep, the trial's id of Tune, all that it was assigned, where validations go, and what ends it early.
@@ -32,7 +35,7 @@ class Sweep:
 
     Attributes:
         spec: what was asked for.
-        folder: of the sweep's state and results, on a file system that every node sees.
+        home: where its folder is unless it has a storage: a folder on a file system that every node sees.
         configs: for each variant the whole mmdet config as text.
         lineage: tags of every run; those of a trial come beside them.
         tracking_uri, experiment, artifact_root: where the runs are filed.
@@ -43,7 +46,7 @@ class Sweep:
     """
 
     spec: SweepSpec
-    folder: Path
+    home: Path
     configs: Mapping[str, str]
     lineage: Mapping[str, str]
     tracking_uri: str
@@ -54,8 +57,19 @@ class Sweep:
     origin: Origin | None = None
     parent_run_id: str | None = None
 
-    def trial_folder(self, trial_id: str, assignment: Assignment) -> Path:
-        """Of a trial of Tune's, given with all that it was assigned.
+    @property
+    def mirror(self) -> Mirror:
+        """Where its state and results are, as this process sees them."""
+        return mirror_of(self.spec, self.home)
+
+    @property
+    def weights(self) -> StorageFolder | None:
+        """Where the weights are that trials begin with, if the nodes share no folder."""
+        remote = self.mirror.remote
+        return remote and remote / WEIGHTS
+
+    def trial(self, trial_id: str, assignment: Assignment) -> Mirror:
+        """Where a trial of Tune's is, given with all that it was assigned.
 
         Trials that are drawn have a number of their own, whatever Tune calls them: should Tune's state be
         lost with its process, they are found again. Those whose values a scheduler changes have none.
@@ -63,7 +77,7 @@ class Sweep:
         name = trial_id
         if self.spec.algorithm in DRAWN and self.spec.scheduler not in POPULATION:
             name = f"{draw_trials(self.spec).index(dict(assignment)) + 1:04}"
-        return self.folder / "trials" / name
+        return self.mirror / TRIALS / name
 
 
 def plain_values(drawn: Mapping[str, Any]) -> Assignment:
@@ -133,12 +147,12 @@ class TrialTraining(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """What others may take over; a trial that is paused has its state in its own folder."""
         if self.sweep.segment is not None:
-            hand_over(self.sweep.trial_folder(self.trial_id, self.drawn), Path(checkpoint_dir))
+            hand_over(self.sweep.trial(self.trial_id, self.drawn), Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Takes over what another trial left; what this one left is in its folder."""
         if self.sweep.segment is not None:
-            take_over(self.sweep.trial_folder(self.trial_id, self.drawn), Path(checkpoint), self.drawn)
+            take_over(self.sweep.trial(self.trial_id, self.drawn), Path(checkpoint), self.drawn)
 
     def cleanup(self) -> None:
         if self.thread is not None:

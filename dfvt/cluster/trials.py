@@ -17,27 +17,28 @@ from ray.tune.result import DONE
 from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.origins import keep_origin
 from dfvt.cluster.population import TAKEN_OVER
-from dfvt.cluster.records import TrialRecord
+from dfvt.cluster.records import RECORD, TrialRecord, fetch_record, put_record
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.cluster.trainable import Result, Sweep
 from dfvt.data.files import write_whole
+from dfvt.data.storage import Mirror
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
 from dfvt.tracking.lineage import config_hash
 from dfvt.tracking.mlflow import RunRecorder
 
 FINAL_FILE = "checkpoint.pth"
-LOG, CONFIG = "log.txt", "config.py"
+LOG, CONFIG, CURVES = "log.txt", "config.py", "*.csv"
 
 
 class TrialReports(Callback):
     """Hands on each validation, once the trial's folder has it; keeps there what else is to be said."""
 
     def __init__(
-        self, record: TrialRecord, folder: Path, metric: str, hand_on: Callable[[Result], None]
+        self, record: TrialRecord, trial: Mirror, metric: str, hand_on: Callable[[Result], None]
     ) -> None:
-        self.record, self.folder, self.metric, self.hand_on = record, folder, metric, hand_on
+        self.record, self.trial, self.metric, self.hand_on = record, trial, metric, hand_on
         self.began = time.monotonic()
         self.started = self.began - record.seconds
 
@@ -52,14 +53,15 @@ class TrialReports(Callback):
 
     def save(self) -> None:
         """Keeps the record, and what the scheduler decided of the trial in the meantime."""
-        kept = TrialRecord.load(self.folder)
+        kept = fetch_record(self.trial)
         if kept and kept.status == "stopped":
             self.record = replace(self.record, status="stopped")
-        self.record.save(self.folder)
+        put_record(self.record, self.trial)
 
     def on_warning(self, message: str) -> None:
-        with (self.folder / LOG).open("a") as log:
+        with (self.trial.folder / LOG).open("a") as log:
             log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {message}\n")
+        self.trial.put(LOG)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.record = replace(
@@ -102,9 +104,11 @@ def run_trial(
     Raises:
         ValueError, RuntimeError: the training failed.
     """
-    folder = sweep.trial_folder(trial_id, drawn)
+    trial = sweep.trial(trial_id, drawn)
+    trial.fetch(RECORD, LOG, CURVES)
+    folder = trial.folder
     assignment = active_part(sweep.spec.space, drawn)
-    job, params = job_of(sweep, assignment, folder, trial_id)
+    job, params = job_of(sweep, assignment, trial, trial_id)
     record = TrialRecord.load(folder)
     if sweep.segment:
         done = record.epoch if record else 0
@@ -122,7 +126,7 @@ def run_trial(
             parent_run_id=sweep.parent_run_id,
         )
         record = TrialRecord(folder.name, assignment, recorder.run_id)
-        record.save(folder)
+        put_record(record, trial)
         if sweep.origin:
             with suppress(ConnectionError):  # the training is worth more
                 keep_origin(recorder, sweep.origin, sweep.dataset)
@@ -139,9 +143,10 @@ def run_trial(
         )
         if record.status == "failed":  # tried once more: it may yet be stopped, or finish
             record = replace(record, status="running")
-            record.save(folder)
+            put_record(record, trial)
     write_whole(folder / CONFIG, job.config)
-    reports = TrialReports(record, folder, sweep.spec.metric, hand_on)
+    trial.put(CONFIG)
+    reports = TrialReports(record, trial, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
         if sweep.segment:
             curves = MlflowCurves(recorder, settings_of(reports.record))
@@ -153,10 +158,10 @@ def run_trial(
         with suppress(ConnectionError):  # the training is worth more
             recorder.log_metrics(size.result())
             recorder.log_artifact(folder / CONFIG)
-        if (folder / FINAL_FILE).is_file():
+        if trial.has(FINAL_FILE):
             reports.record = replace(reports.record, status="finished")
-            reports.record.save(folder)
-            (folder / TAKEN_OVER).unlink(missing_ok=True)
+            put_record(reports.record, trial)
+            trial.remove(TAKEN_OVER)
             recorder.finish()
         elif job.until_epoch and not stop.is_set() and reports.record.epoch < job.until_epoch:
             raise RuntimeError(f"the training's records after epoch {reports.record.epoch} were lost")
@@ -184,7 +189,7 @@ def settings_of(record: TrialRecord) -> dict[str, float]:
 
 
 def job_of(
-    sweep: Sweep, assignment: Mapping[str, JsonValue], folder: Path, trial_id: str
+    sweep: Sweep, assignment: Mapping[str, JsonValue], trial: Mirror, trial_id: str
 ) -> tuple[TrainingJob, dict[str, object]]:
     """The training of a trial, and the parameters that its MLflow run shows."""
     from mmcv import Config
@@ -211,13 +216,15 @@ def job_of(
         **sweep.lineage,
         "dfvt.variant": variant,
         "dfvt.sweep": spec.name,
-        "dfvt.trial": folder.name,
+        "dfvt.trial": trial.folder.name,
         "config.hash": config_hash(text),
         "ray.trial_id": trial_id,
     }
     job = TrainingJob(
         config=text,
-        work_dir=folder,
+        work_dir=trial.folder,
+        remote=trial.remote,
+        weights=sweep.weights,
         seed=own["seed"],
         num_workers=spec.num_workers,
         min_workers=spec.min_workers,

@@ -18,8 +18,8 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from dfvt.data.coco import describe_dataset
 from dfvt.data.manifest import DatasetManifest
+from dfvt.data.storage import NUM_COPYING_THREADS, is_address, open_address
 
-NUM_COPYING_THREADS = 16
 SECONDS_BETWEEN_LINES = 10.0
 Say = Callable[[str], None]
 
@@ -98,12 +98,9 @@ def copy_dataset(manifest: DatasetManifest, source: str, root: Path, say: Say) -
         ValueError: the source's content is not that of the manifest, or its address is none.
     """
     try:
-        if "://" in source:
-            storage, base = FileSystem.from_uri(source)
-        else:
-            storage, base = FileSystem.from_uri(Path(source).absolute().as_uri())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data_source {source}: {str(error).splitlines()[0]}") from error
+        storage, base = open_address(source if is_address(source) else Path(source).absolute().as_uri())
+    except ValueError as error:
+        raise ValueError(f"data_source {error}") from error
     folder = root.with_name(f".{root.name}.partial")
     files = list(
         chain.from_iterable(files_of(storage, f"{base}/{part.as_posix()}") for part in parts_of(manifest))

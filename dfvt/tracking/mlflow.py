@@ -47,6 +47,11 @@ def tracking_uri(project: Path) -> str:
     return f"{SQLITE}{database}"
 
 
+def database_of(uri: str) -> Path | None:
+    """The file of an SQLite address, None for a server's."""
+    return Path(uri.partition("?")[0].removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 def require_reachable(uri: str) -> None:
     """Check within five seconds that a tracking store can be used; MLflow itself would retry for minutes.
 
@@ -227,8 +232,8 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
-        if uri.startswith(SQLITE):
-            _create_database(Path(uri.partition("?")[0].removeprefix(SQLITE)))
+        if database := database_of(uri):
+            _create_database(database)
         yield MlflowClient(tracking_uri=uri)
     except MlflowException as error:
         reason = str(error).partition("\n")[0].rstrip(".")

@@ -48,9 +48,12 @@ class Nodes:
             head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE},
         )
 
-    def add(self, num_accelerators: int) -> Any:
+    def add(self, num_accelerators: int, **environment: str) -> Any:
         return self.cluster.add_node(
-            num_cpus=4, resources={"accelerator": num_accelerators}, object_store_memory=OBJECT_STORE
+            num_cpus=4,
+            resources={"accelerator": num_accelerators},
+            object_store_memory=OBJECT_STORE,
+            env_vars=environment,
         )
 
     def start(self, spec: str, **environment: str) -> subprocess.Popen[str]:

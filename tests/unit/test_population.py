@@ -13,6 +13,7 @@ from dfvt.cluster.records import TakeOver, TrialRecord
 from dfvt.cluster.spaces import TRIAL, inside, scheduler_of, segment_of
 from dfvt.cluster.spec import SweepSpec, load_spec
 from dfvt.cluster.sweep import require_search
+from dfvt.data.storage import Mirror
 from dfvt.reports.sweep import results_table
 
 SPEC = """
@@ -44,7 +45,7 @@ def trial(folder: Path, *, epoch: int, **files: bytes) -> Path:
 def checkpoint_of(folder: Path) -> Path:
     checkpoint = folder.with_name(f"{folder.name}-checkpoint")
     checkpoint.mkdir()
-    hand_over(folder, checkpoint)
+    hand_over(Mirror(folder), checkpoint)
     return checkpoint
 
 
@@ -52,7 +53,7 @@ def test_a_trial_goes_on_from_anothers_state_with_values_of_its_own(tmp_path: Pa
     donor = checkpoint_of(trial(tmp_path / "donor", epoch=4, latest=b"state", best=b"best"))
     folder = trial(tmp_path / "own", epoch=3, latest=b"own", best=b"own")
     (folder / "latest-1.pth").write_bytes(b"older")
-    take_over(folder, donor, {"lr": 2e-4})
+    take_over(Mirror(folder), donor, {"lr": 2e-4})
     assert sorted(path.name for path in folder.glob("*.pth")) == ["best.pth", TAKEN_OVER]
     assert [(folder / name).read_bytes() for name in (TAKEN_OVER, "best.pth")] == [b"state", b"best"]
     record = TrialRecord.load(folder)
@@ -67,11 +68,11 @@ def test_a_trial_goes_on_from_anothers_state_with_values_of_its_own(tmp_path: Pa
 def test_started_again_it_keeps_what_it_has_made_of_it(tmp_path: Path) -> None:
     donor = checkpoint_of(trial(tmp_path / "donor", epoch=4, latest=b"state"))
     folder = trial(tmp_path / "own", epoch=3, latest=b"own")
-    take_over(folder, donor, {"lr": 2e-4})
+    take_over(Mirror(folder), donor, {"lr": 2e-4})
     (folder / "latest.pth").write_bytes(b"further")
-    take_over(folder, donor, {"lr": 2e-4})
+    take_over(Mirror(folder), donor, {"lr": 2e-4})
     assert (folder / "latest.pth").read_bytes() == b"further"
-    take_over(folder, donor, {"lr": 3e-4})  # the scheduler chose other values
+    take_over(Mirror(folder), donor, {"lr": 3e-4})  # the scheduler chose other values
     assert not (folder / "latest.pth").exists()
 
 
@@ -79,7 +80,7 @@ def test_its_own_state_is_not_taken_over(tmp_path: Path) -> None:
     folder = trial(tmp_path / "own", epoch=3, latest=b"own")
     checkpoint = checkpoint_of(folder)
     (folder / "latest.pth").write_bytes(b"further")
-    take_over(folder, checkpoint, {"lr": 1e-4})
+    take_over(Mirror(folder), checkpoint, {"lr": 1e-4})
     assert (folder / "latest.pth").read_bytes() == b"further"
     assert json.loads((folder / "trial.json").read_text())["taken_over"] == []
 

@@ -12,6 +12,7 @@ import pytest
 from dfvt.cli import main
 from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec, one_at_a_time
 from dfvt.cluster.spec import SweepSpec
+from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.reports.sweep import best_first, results_table, write_results
 
 SPEC = SweepSpec.model_validate(
@@ -47,15 +48,33 @@ def trials() -> list[TrialRecord]:
 
 @pytest.fixture
 def project(tmp_path: Path, trials: list[TrialRecord], monkeypatch: pytest.MonkeyPatch) -> Path:
-    note_spec(SPEC, tmp_path / SWEEPS / "search")
+    note_spec(SPEC, Mirror(tmp_path / SWEEPS / "search"))
     for record in trials:
         record.save(tmp_path / SWEEPS / "search/trials" / record.name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def test_a_sweep_in_a_storage_is_shown_by_its_address(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = StorageFolder((tmp_path / SWEEPS / "search").as_uri())
+    assert main(["sweep", "status", f"{remote}"]) == 0
+    by_address = capsys.readouterr()
+    assert main(["sweep", "status", "search"]) == 0
+    assert by_address == capsys.readouterr()
+    assert main(["sweep", "results", f"{remote}"]) == 0
+    assert (project / SWEEPS / "search/results/results.csv").is_file()
+    (tmp_path / SWEEPS / "search/trials/0006/trial.json").unlink()
+    capsys.readouterr()
+    assert main(["sweep", "status", f"{remote}"]) == 0
+    assert "3 waiting" in capsys.readouterr().err, "what is gone there is not remembered here"
+    assert main(["sweep", "status", f"{remote}s"]) == 2
+    assert "an address ends with the sweep's name" in capsys.readouterr().err
+
+
 def test_status_counts_the_trials_and_lists_them(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with one_at_a_time(project / SWEEPS / "search"):
+    with one_at_a_time(Mirror(project / SWEEPS / "search")):
         assert main(["sweep", "status", "search"]) == 0
     output = capsys.readouterr()
     assert output.err == "search: 8 trials: 3 finished, 1 stopped, 1 failed, 1 running, 2 waiting\n"
