@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ADDRESSES = ("models:/", "runs:/")
 
 
 def add_predict_arguments(predict: ArgumentParser) -> None:
     """What `predict` takes beside what every command about a config does."""
-    predict.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a file of weights, ours or mmdet's"
+    predict.usage = (
+        "dfvt predict CONFIG CHECKPOINT IMAGE… --out DIR [options]\n"
+        "       dfvt predict MODEL IMAGE… --out DIR [options]"
     )
     predict.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'"
+        "words",
+        nargs="+",
+        metavar="[CHECKPOINT] IMAGE…",
+        help="a file of weights, ours or mmdet's, unless CONFIG is a MODEL that MLflow keeps "
+        "(models:/NAME@champion, models:/NAME/VERSION, runs:/RUN); then images: files, folders, or patterns "
+        "such as 'photos/**/*.jpg'",
     )
     predict.add_argument(
         "--out",
@@ -31,6 +41,17 @@ def add_predict_arguments(predict: ArgumentParser) -> None:
     predict.set_defaults(run=_predict)
 
 
+def _fetch(address: str, folder: Path) -> tuple[Path, Path]:
+    """Config and checkpoint of a model that MLflow keeps."""
+    from dfvt.engine.served import CHECKPOINT, CONFIG
+    from dfvt.tracking.mlflow import tracking_uri
+    from dfvt.tracking.models import fetch_model
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    detector = fetch_model(tracking_uri(Path.cwd()), address, folder)
+    return detector / CONFIG, detector / CHECKPOINT
+
+
 def _score(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -45,18 +66,27 @@ def _predict(options: Namespace) -> int:
     from dfvt.engine.config import load_config
     from dfvt.engine.infer import choose_devices
     from dfvt.engine.predict import Predictor, predict_files
-    from dfvt.reports.predictions import PredictionFiles, draw_prediction, picture_names
+    from dfvt.reports.predictions import PredictionFiles, draw_prediction, picture_names, remove_pictures
 
     if options.batch < 1:
         raise ValueError(f"--batch {options.batch} is below 1")
     out = options.out or options.work_dir
     if out is None:
         raise ValueError("--out DIR is missing: it takes predictions.json and the pictures")
-    paths = find_images(options.images)
-    cfg = load_config(options.config, options.cfg_options)
+    is_model = str(options.config).startswith(ADDRESSES)
+    images = options.words if is_model else options.words[1:]
+    if not images:
+        raise ValueError(f"no image is named after CHECKPOINT {options.words[0]}")
+    paths = find_images(images)
     device = choose_devices(options.gpus)[0]
-    predictor = Predictor(cfg, options.checkpoint, device)
+    with TemporaryDirectory() as folder:
+        config, checkpoint = options.config, Path(options.words[0])
+        if is_model:
+            config, checkpoint = _fetch(str(config), Path(folder))
+        cfg = load_config(config, options.cfg_options)
+        predictor = Predictor(cfg, checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
+    remove_pictures(out / "predictions.json")
     files = PredictionFiles(predictor.classes, options.score)
     unreadable, num_objects = 0, 0
     with tqdm(total=len(paths), unit="img", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,11 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSp
 from dfvt.tracking.mlflow import RunRecorder, open_store
 
 MODEL = "model"  # the folder of a run's artifacts
+DATA = "data/detector"  # where MLflow puts a folder of that name in a model
 CHAMPION = "champion"
+ADDRESS = re.compile(
+    r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)(/model)?"
+)
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType())]),
     outputs=Schema([ColSpec(AnyType())]),
@@ -45,7 +50,7 @@ def log_model(
         example: an image.
     """
     with TemporaryDirectory() as folder:
-        data = Path(folder, "detector")
+        data = Path(folder, Path(DATA).name)
         data.mkdir()
         for file in files:
             shutil.copy(file, data / file.name)
@@ -86,6 +91,33 @@ def register_model(
         if present is None or metrics[metric] > float(present.tags.get(metric, "-inf")):
             client.set_registered_model_alias(name, CHAMPION, version.version)
         return client.get_model_version(name, version.version)
+
+
+def fetch_model(uri: str, address: str, folder: Path) -> Path:
+    """Fetches the files that `log_model` was given with a model into a folder; returns where they are.
+
+    Args:
+        uri: of the store.
+        address: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN`.
+        folder: takes them.
+
+    Raises:
+        ValueError: the address is none of those, or the store has no such model.
+    """
+    found = ADDRESS.fullmatch(address)
+    if not found:
+        raise ValueError(f"{address}: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN")
+    with open_store(uri) as client:
+        if found["alias"]:
+            run_id = client.get_model_version_by_alias(found["name"], found["alias"]).run_id
+        elif found["version"]:
+            run_id = client.get_model_version(found["name"], found["version"]).run_id
+        else:
+            run_id = found["run"]
+        assert run_id, "register_model names a run"
+        if MODEL not in {artifact.path for artifact in client.list_artifacts(run_id)}:
+            raise ValueError(f"{address}: the run {run_id} has no model, see the stage evaluate")
+        return Path(client.download_artifacts(run_id, f"{MODEL}/{DATA}", str(folder)))
 
 
 def create_registered_model(client: MlflowClient, name: str) -> None:

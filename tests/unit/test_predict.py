@@ -119,6 +119,27 @@ def test_the_least_score_and_no_pictures(
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
 
+def test_pictures_of_another_time_do_not_stay(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "found"
+    first, second, *_ = sorted(shapes.val_images_path.iterdir())
+    for image in (first, second):
+        assert (
+            main(["predict", config_file, str(checkpoint), str(image), "--out", str(out), "--gpus", "0"]) == 0
+        )
+    assert [path.name for path in (out / "pictures").iterdir()] == [f"{second.stem}.jpg"]
+    (out / "predictions.json").write_text("[1]")
+    assert main(["predict", config_file, str(checkpoint), str(first), "--out", str(out), "--gpus", "0"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert main(["predict", config_file, str(checkpoint), "--out", str(out)]) == 2
+    assert "no image is named after CHECKPOINT" in capsys.readouterr().err
+
+
 def test_files_that_are_no_images_are_named_and_left_out(
     config_file: str,
     checkpoint: Path,

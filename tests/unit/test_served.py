@@ -26,6 +26,7 @@ from mmcv import Config
 from PIL import Image
 
 import dfvt
+from dfvt.cli import main
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector, load_detector
@@ -180,6 +181,36 @@ def test_the_best_version_is_the_champion_and_loads(
         assert_found(answer, found)
     requirements = mlflow.pyfunc.get_model_dependencies("models:/dfvt-mini-abc@champion")
     assert "mmdet==2.28.2" in Path(requirements).read_text()
+
+
+def test_predict_takes_a_model_by_its_address(
+    logged: tuple[str, str],
+    expected: dict[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri, run_id = logged
+    register(uri, run_id, 0.3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    path, found = next(iter(expected.items()))
+    options = ["--out", str(tmp_path / "found"), "--gpus", "0", "--no-pictures", "--score", "0"]
+    for address in ("models:/dfvt-mini-abc@champion", "models:/dfvt-mini-abc/1", f"runs:/{run_id}"):
+        assert main(["predict", address, str(path), *options]) == 0
+        content = json.loads((tmp_path / "found/predictions.json").read_text())
+        assert [one["score"] for one in content["annotations"]] == pytest.approx(found["scores"], abs=1e-4)
+    capsys.readouterr()
+    for address, sentence in (
+        ("models:/dfvt-mini-abc", "write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN"),
+        ("models:/dfvt-mini-abc@best", "alias best not found"),
+        ("models:/nobody/1", "Model Version (name=nobody, version=1) not found"),
+        ("runs:/abc", "Run with id=abc not found"),
+    ):
+        assert main(["predict", address, str(path), *options]) == 2
+        assert sentence in capsys.readouterr().err
+    bare = RunRecorder.open(uri, "dfvt", artifact_root=tmp_path, run_name="bare", tags={}, params={})
+    assert main(["predict", f"runs:/{bare.run_id}", str(path), *options]) == 2
+    assert "has no model, see the stage evaluate" in capsys.readouterr().err
 
 
 @pytest.fixture
