@@ -16,7 +16,7 @@ from dfvt import __version__
 from dfvt.cli_cluster import add_cluster_commands
 from dfvt.cli_compare import add_compare_commands
 from dfvt.cli_data import add_data_commands
-from dfvt.cli_predict import add_predict_arguments
+from dfvt.cli_predict import add_export_arguments, add_predict_arguments
 from dfvt.engine.console import quiet_libraries
 
 if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
@@ -64,6 +64,7 @@ def _parser() -> ArgumentParser:
     _add_train(commands)
     _add_test(commands)
     _add_predict(commands)
+    _add_export(commands)
     add_cluster_commands(commands)
     _add_profile(commands)
     add_data_commands(commands)
@@ -121,6 +122,11 @@ def _add_test(commands: Commands) -> None:
 def _add_predict(commands: Commands) -> None:
     predict = _config_command(commands, "predict", "Find the objects on images.", "as --out DIR")
     add_predict_arguments(predict)
+
+
+def _add_export(commands: Commands) -> None:
+    summary = "Write a detector's networks as programs of torch.export."
+    add_export_arguments(_config_command(commands, "export", summary, "as --out DIR"))
 
 
 def _add_profile(commands: Commands) -> None:

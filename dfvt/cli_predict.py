@@ -1,4 +1,4 @@
-"""The command `dfvt predict`."""
+"""The commands `dfvt predict` and `dfvt export`, which take a detector from a config or from MLflow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmcv import Config
+
+    from dfvt.engine.predict import Predictor
 
 ADDRESSES = ("models:/", "runs:/")
 
@@ -41,6 +47,103 @@ def add_predict_arguments(predict: ArgumentParser) -> None:
     predict.set_defaults(run=_predict)
 
 
+def add_export_arguments(command: ArgumentParser) -> None:
+    """What `export` takes beside what every command about a config does."""
+    command.usage = (
+        "dfvt export CONFIG CHECKPOINT [IMAGE…] --out DIR [options]\n"
+        "       dfvt export MODEL [IMAGE…] --out DIR [options]"
+    )
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="[CHECKPOINT] [IMAGE…]",
+        help="a file of weights, unless CONFIG is a MODEL that MLflow keeps, see predict; then images on "
+        "which the programs are compared with the detector",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="takes dense.pt2, bbox_head.pt2, mask_head.pt2, export.json"
+    )
+    command.add_argument(
+        "--shape",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="of the images in pixels, multiples of 32; default: what holds landscape test images",
+    )
+    command.add_argument("--batch", type=int, default=1, help="images that pass together; default: 1")
+    command.set_defaults(run=_export)
+
+
+def _is_model(options: Namespace) -> bool:
+    return str(options.config).startswith(ADDRESSES)
+
+
+def _images_of(options: Namespace) -> list[str]:
+    """The words that name images: the first one is the checkpoint of a config."""
+    if not _is_model(options) and not options.words:
+        raise ValueError(f"no CHECKPOINT is named after the config {options.config}")
+    return list(options.words if _is_model(options) else options.words[1:])
+
+
+def _load(options: Namespace) -> tuple[Config, Predictor]:
+    """The config and detector that are asked for."""
+    from dfvt.engine.config import load_config
+    from dfvt.engine.infer import choose_devices
+    from dfvt.engine.predict import Predictor
+
+    device = choose_devices(options.gpus)[0]
+    with TemporaryDirectory() as folder:
+        if _is_model(options):
+            config, checkpoint = _fetch(str(options.config), Path(folder))
+        else:
+            config, checkpoint = options.config, Path(options.words[0])
+        cfg = load_config(config, options.cfg_options)
+        return cfg, Predictor(cfg, checkpoint, device)
+
+
+def _export(options: Namespace) -> int:
+    from dfvt.data.images import find_images
+    from dfvt.engine.config import largest_input_of
+    from dfvt.engine.export import (
+        check_export,
+        describe_export,
+        export_detector,
+        load_programs,
+        save_programs,
+    )
+
+    out = options.out or options.work_dir
+    if out is None:
+        raise ValueError("--out DIR is missing: it takes the programs")
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch} is below 1")
+    images = _images_of(options)
+    paths = find_images(images) if images else []
+    if paths and options.batch != 1:
+        raise ValueError("images are compared one by one: leave out --batch, or the images")
+    cfg, predictor = _load(options)
+    height, width = options.shape or largest_input_of(cfg)
+    shape = (options.batch, 3, height, width)
+    programs = export_detector(predictor.model, options.batch, height, width)
+    save_programs(programs, describe_export(cfg, predictor.classes, shape), out)
+    print(f"{out}: {', '.join(f'{name}.pt2' for name in programs)} for images of {height} × {width} pixels")
+    if not paths:
+        return 0
+    agreement = check_export(predictor, load_programs(out), shape, paths)
+    for path in agreement.too_large:
+        print(f"dfvt: {path}: larger than {height} × {width} once resized, not compared", file=sys.stderr)
+    for path in agreement.different:
+        print(f"dfvt: {path}: the programs find other objects than the detector", file=sys.stderr)
+    print(
+        f"compared on {agreement.num_images} images with {agreement.num_objects} objects: scores differ by "
+        f"{agreement.score:.1g} at most, boxes by {agreement.box:.1g} pixels, masks' IoU is "
+        f"{agreement.mask_iou:.4f} at least"
+    )
+    if not agreement.num_images:
+        raise ValueError("none of the images fits the shape: export another --shape")
+    return 1 if agreement.different else 0
+
+
 def _fetch(address: str, folder: Path) -> tuple[Path, Path]:
     """Config and checkpoint of a model that MLflow keeps."""
     from dfvt.engine.served import CHECKPOINT, CONFIG
@@ -63,9 +166,7 @@ def _predict(options: Namespace) -> int:
     from tqdm import tqdm
 
     from dfvt.data.images import find_images, read_image
-    from dfvt.engine.config import load_config
-    from dfvt.engine.infer import choose_devices
-    from dfvt.engine.predict import Predictor, predict_files
+    from dfvt.engine.predict import predict_files
     from dfvt.reports.predictions import PredictionFiles, draw_prediction, picture_names, remove_pictures
 
     if options.batch < 1:
@@ -73,18 +174,11 @@ def _predict(options: Namespace) -> int:
     out = options.out or options.work_dir
     if out is None:
         raise ValueError("--out DIR is missing: it takes predictions.json and the pictures")
-    is_model = str(options.config).startswith(ADDRESSES)
-    images = options.words if is_model else options.words[1:]
+    images = _images_of(options)
     if not images:
         raise ValueError(f"no image is named after CHECKPOINT {options.words[0]}")
     paths = find_images(images)
-    device = choose_devices(options.gpus)[0]
-    with TemporaryDirectory() as folder:
-        config, checkpoint = options.config, Path(options.words[0])
-        if is_model:
-            config, checkpoint = _fetch(str(config), Path(folder))
-        cfg = load_config(config, options.cfg_options)
-        predictor = Predictor(cfg, checkpoint, device)
+    cfg, predictor = _load(options)
     out.mkdir(parents=True, exist_ok=True)
     remove_pictures(out / "predictions.json")
     files = PredictionFiles(predictor.classes, options.score)

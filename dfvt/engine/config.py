@@ -141,12 +141,26 @@ def input_shape_of(cfg: Config) -> tuple[int, int]:
     Raises:
         ValueError: the test pipeline has no `MultiScaleFlipAug` with one `img_scale`.
     """
+    height, width, divisor = _test_scale_of(cfg)
+    return height // divisor * divisor, min(width, height * 8 // 5) // divisor * divisor
+
+
+def largest_input_of(cfg: Config) -> tuple[int, int]:
+    """Height and width in pixels that hold every landscape test image, padded (800×1344 for 1333×800).
+
+    Raises:
+        ValueError: as `input_shape_of`.
+    """
+    height, width, divisor = _test_scale_of(cfg)
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+def _test_scale_of(cfg: Config) -> tuple[int, int, int]:
+    """The short and long side that test images are scaled to fit, and the divisor of padded ones."""
     if "data" not in cfg:
         raise ValueError("the config has no section data that says how large images are: give --shape H W")
     steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
     if len(steps) != 1 or not isinstance(steps[0].img_scale, tuple):
         raise ValueError("the config's test pipeline must have one MultiScaleFlipAug with one img_scale")
     divisors = [step.get("size_divisor") or 1 for step in steps[0].transforms if step.type == "Pad"]
-    divisor = max(divisors, default=1)
-    height, width = min(steps[0].img_scale), max(steps[0].img_scale)
-    return height // divisor * divisor, min(width, height * 8 // 5) // divisor * divisor
+    return min(steps[0].img_scale), max(steps[0].img_scale), max(divisors, default=1)

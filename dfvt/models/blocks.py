@@ -37,9 +37,11 @@ def shifted_window_mask(height: int, width: int, window: int, shift: int, device
 
     `height` and `width` are multiples of `window`. Source: Swin Transformer, ICCV 2021, section 3.2.
     """
-    # a CUDA graph would outlive a kept one, and then read whatever has its place
+    # A CUDA graph would outlive a kept one, and then read whatever has its place; what is made while a
+    # program is traced is no tensor for others.
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    make = make_shifted_window_mask.__wrapped__ if capturing else make_shifted_window_mask
+    anew = capturing or torch.compiler.is_compiling()
+    make = make_shifted_window_mask.__wrapped__ if anew else make_shifted_window_mask
     return make(height, width, window, shift, device)
 
 

@@ -102,3 +102,23 @@ def session_config(shapes: DatasetManifest, one_thread: None) -> Config:
 def config(session_config: Config) -> Config:
     """Config of a debug-size Mask R-CNN DFvT on `shapes`: two epochs of four iterations."""
     return copy.deepcopy(session_config)
+
+
+@pytest.fixture
+def checkpoint(config: Config, tmp_path: Path) -> Path:
+    """A file of its random weights, the same each time."""
+    import torch
+
+    from dfvt.engine.infer import build_bare_detector
+
+    torch.manual_seed(0)
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": build_bare_detector(config).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def config_file(config: Config, tmp_path: Path) -> str:
+    """A file of the config."""
+    (tmp_path / "config.py").write_text(config.pretty_text)
+    return str(tmp_path / "config.py")

@@ -12,6 +12,7 @@ import torch
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config import (
     input_shape_of,
+    largest_input_of,
     load_config,
     override_config,
     use_dataset,
@@ -171,6 +172,8 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("path", "shape"), [(PUBLISHED[0], (800, 1280)), (MINI[0], (128, 160))])
 def test_flops_are_counted_at_the_size_of_a_test_image(path: Path, shape: tuple[int, int]) -> None:
     assert input_shape_of(load_config(path)) == shape
+    height, width = largest_input_of(load_config(path))
+    assert height >= shape[0] and width >= shape[1] and height % 32 == width % 32 == 0
 
 
 def test_mixed_precision_is_on_in_the_published_configs_and_off_by_one_line() -> None:

@@ -23,20 +23,6 @@ from dfvt.engine.predict import Predictor, predict_files
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def checkpoint(config: Config, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"state_dict": build_bare_detector(config).state_dict()}, path)
-    return path
-
-
-@pytest.fixture
-def config_file(config: Config, tmp_path: Path) -> str:
-    (tmp_path / "config.py").write_text(config.pretty_text)
-    return str(tmp_path / "config.py")
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_it_finds_what_an_evaluation_finds(
     config: Config, checkpoint: Path, shapes: DatasetManifest, batch_size: int

@@ -1,0 +1,253 @@
+"""A detector's networks as programs of torch.export, which need nothing of this package to run.
+
+They are the parts that compute the same whatever is on an image. Between them is what does not: anchors are
+decoded and suppressed, regions cut out of the maps, masks pasted. Those are operators of mmcv (RoIAlign, NMS)
+and loops over images, which torch.export does not take; `export.json` has their settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv import Config
+from mmdet.models import RPNHead, StandardRoIHead, TwoStageDetector
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export, load, save
+
+import dfvt
+from dfvt.data.files import write_whole
+from dfvt.data.images import read_image
+from dfvt.engine.predict import Prediction, Predictor
+
+DENSE, BBOX_HEAD, MASK_HEAD = "dense", "bbox_head", "mask_head"
+MANIFEST = "export.json"
+STRIDE = 32  # of the coarsest map of a backbone
+MAX_ROIS = 2**20
+Programs = dict[str, ExportedProgram]
+
+
+class DensePart(nn.Module):
+    """Images (N, 3, H, W) to the neck's maps, and the RPN's scores and deltas on each of them."""
+
+    def __init__(self, detector: TwoStageDetector) -> None:
+        super().__init__()
+        self.backbone, self.rpn_head = detector.backbone, detector.rpn_head
+        self.neck = detector.neck if detector.with_neck else nn.Identity()
+
+    def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        maps = tuple(self.neck(self.backbone(images)))
+        scores, deltas = self.rpn_head(maps)
+        return maps, tuple(scores), tuple(deltas)
+
+
+def require_exportable(detector: nn.Module) -> None:
+    """Checks that a detector has the parts that are known here.
+
+    Raises:
+        ValueError: it is no Mask R-CNN or Faster R-CNN of mmdet's.
+    """
+    if not (
+        isinstance(detector, TwoStageDetector)
+        and isinstance(detector.rpn_head, RPNHead)
+        and type(detector.roi_head) is StandardRoIHead
+        and not detector.roi_head.with_shared_head
+    ):
+        raise ValueError(
+            "only detectors with an RPNHead and a StandardRoIHead can be exported (Mask and Faster R-CNN)"
+        )
+
+
+@torch.no_grad()
+def export_detector(detector: TwoStageDetector, batch_size: int, height: int, width: int) -> Programs:
+    """The programs of a detector in evaluation mode, by their names.
+
+    `dense` takes images of this size and number, `bbox_head` and `mask_head` the features of any number of
+    regions from two on.
+
+    Raises:
+        ValueError: the detector is none that can be exported, or a side is no multiple of 32.
+    """
+    require_exportable(detector)
+    if height % STRIDE or width % STRIDE:
+        raise ValueError(f"the shape {height} × {width} must be of multiples of {STRIDE}")
+    device = next(detector.parameters()).device
+    images = torch.zeros(batch_size, 3, height, width, device=device)
+    programs = {DENSE: export(DensePart(detector).eval(), (images,), strict=False)}
+    roi_head = detector.roi_head
+    heads = {BBOX_HEAD: (roi_head.bbox_head, roi_head.bbox_roi_extractor)}
+    if roi_head.with_mask:
+        heads[MASK_HEAD] = (roi_head.mask_head, roi_head.mask_roi_extractor)
+    for name, (head, extractor) in heads.items():
+        features = torch.zeros(8, extractor.out_channels, *extractor.roi_layers[0].output_size, device=device)
+        rois = Dim("num_rois", min=2, max=MAX_ROIS)
+        programs[name] = export(head, (features,), dynamic_shapes=({0: rois},), strict=False)
+    return programs
+
+
+def save_programs(programs: Programs, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Writes `NAME.pt2` of each program, and `export.json` at last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, program in programs.items():
+        partial = folder / f".{name}.partial.pt2"
+        save(program, partial)
+        partial.replace(folder / f"{name}.pt2")
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def load_programs(folder: Path) -> Programs:
+    """The programs in a folder."""
+    return {path.stem: load(path) for path in sorted(folder.glob("[!.]*.pt2"))}
+
+
+def describe_export(cfg: Config, classes: Sequence[str], shape: tuple[int, int, int, int]) -> dict[str, Any]:
+    """What stands in `export.json`: what the programs take and give, the settings of what lies between."""
+    model = cfg.model
+    roi_head = model.roi_head
+    steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
+    transforms = {step.type: step for one in steps for step in one.transforms}
+    described = {
+        "dfvt": dfvt.__version__,
+        "torch": torch.__version__,
+        "programs": {
+            DENSE: "images, float32 (N, 3, H, W) as in shape, normalised, padded with 0 at the right and "
+            "below -> the neck's maps, and of each the RPN's objectness logits and box deltas",
+            BBOX_HEAD: "features of R >= 2 regions by bbox_roi_extractor -> (R, classes + 1) logits, the "
+            "background last, and (R, 4 * classes) box deltas",
+            MASK_HEAD: "features of R >= 2 regions by mask_roi_extractor -> (R, classes, 28, 28) mask logits",
+        },
+        "shape": list(shape),
+        "classes": list(classes),
+        "img_scale": steps[0].img_scale if steps else None,
+        "normalize": transforms.get("Normalize"),
+        "anchor_generator": model.rpn_head.anchor_generator,
+        "rpn_bbox_coder": model.rpn_head.bbox_coder,
+        "bbox_coder": roi_head.bbox_head.bbox_coder,
+        "bbox_roi_extractor": roi_head.bbox_roi_extractor,
+        "mask_roi_extractor": roi_head.get("mask_roi_extractor"),
+        "test_cfg": model.test_cfg,
+    }
+    if "mask_head" not in roi_head:
+        del described["programs"][MASK_HEAD]
+    return dict(json.loads(json.dumps(described)))
+
+
+class Padded(nn.Module):
+    """Calls `inner` with images padded to a shape."""
+
+    def __init__(self, inner: nn.Module | Callable[[Tensor], Any], shape: Sequence[int]) -> None:
+        super().__init__()
+        self.inner, self.shape = inner, shape
+
+    def forward(self, images: Tensor) -> Any:
+        _, _, height, width = self.shape
+        return self.inner(F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2])))
+
+
+def padded(detector: TwoStageDetector, shape: Sequence[int]) -> TwoStageDetector:
+    """A copy of a detector that sees images padded to a shape."""
+    detector = copy.deepcopy(detector)
+    detector.backbone = Padded(detector.backbone, shape)
+    return detector
+
+
+def with_programs(detector: TwoStageDetector, programs: Programs, shape: Sequence[int]) -> TwoStageDetector:
+    """A copy of a detector that computes with the programs what they are for, on images padded to a shape."""
+    detector = copy.deepcopy(detector)
+    modules = {name: program.module() for name, program in programs.items()}
+    rpn: list[Any] = []
+
+    def dense(images: Tensor) -> Any:
+        maps, *rpn[:] = modules[DENSE](images)
+        return maps
+
+    def at_least_two(module: nn.Module) -> Callable[[Tensor], Any]:
+        def call(features: Tensor) -> Any:
+            number = len(features)
+            if number >= 2:
+                return module(features)
+            found = module(
+                features.new_zeros(2, *features.shape[1:]).index_copy(
+                    0, torch.arange(number, device=features.device), features
+                )
+            )
+            return tuple(one[:number] for one in found) if isinstance(found, tuple) else found[:number]
+
+        return call
+
+    detector.backbone, detector.neck = Padded(dense, shape), None
+    detector.rpn_head.forward = lambda maps: tuple(rpn)
+    detector.roi_head.bbox_head.forward = at_least_two(modules[BBOX_HEAD])
+    if MASK_HEAD in modules:
+        detector.roi_head.mask_head.forward = at_least_two(modules[MASK_HEAD])
+    return detector
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far what two detectors find on images is apart.
+
+    Attributes:
+        num_images, num_objects: that were compared, and found on them.
+        different: images on which not the same number of objects, or others, were found.
+        score, box: the largest differences of scores and of boxes in pixels.
+        mask_iou: the least IoU of a mask and its counterpart, 1 where there are none.
+        too_large: images that do not fit the shape.
+    """
+
+    num_images: int
+    num_objects: int
+    different: list[Path]
+    score: float
+    box: float
+    mask_iou: float
+    too_large: list[Path]
+
+
+def check_export(
+    predictor: Predictor, programs: Programs, shape: Sequence[int], paths: Sequence[Path]
+) -> Agreement:
+    """Compares the predictions of a detector with those through its programs, image by image.
+
+    Both pad images to the shape of the programs, whose batch must be of one image.
+
+    Raises:
+        ValueError: a file is no image.
+    """
+    original, exported = copy.copy(predictor), copy.copy(predictor)
+    original.model = padded(predictor.model, shape)
+    exported.model = with_programs(predictor.model, programs, shape)
+    num_objects, score, box, iou = 0, 0.0, 0.0, 1.0
+    different: list[Path] = []
+    too_large: list[Path] = []
+    for path in paths:
+        prepared = original.prepare(read_image(path))
+        if any(side > most for side, most in zip(prepared["img"][0].shape[1:], shape[2:], strict=True)):
+            too_large.append(path)
+            continue
+        (expected,), (found,) = original.predict([prepared]), exported.predict([prepared])
+        num_objects += len(expected.scores)
+        if not np.array_equal(expected.labels, found.labels):
+            different.append(path)
+            continue
+        score = max(score, float(np.abs(expected.scores - found.scores).max(initial=0)))
+        box = max(box, float(np.abs(expected.boxes - found.boxes).max(initial=0)))
+        iou = min(iou, least_iou(expected, found))
+    return Agreement(len(paths) - len(too_large), num_objects, different, score, box, iou, too_large)
+
+
+def least_iou(expected: Prediction, found: Prediction) -> float:
+    """The least IoU of a mask and its counterpart; two empty ones agree."""
+    ious = [
+        coco_mask.iou([one], [other], [0]).item() if coco_mask.area(one) or coco_mask.area(other) else 1.0
+        for one, other in zip(expected.masks or [], found.masks or [], strict=True)
+    ]
+    return min(ious, default=1.0)
