@@ -25,6 +25,7 @@ from dfvt.cluster.spec import Assignment, SweepSpec
 from dfvt.cluster.sweep import run_trials
 from dfvt.cluster.trainable import Hand, Result, Sweep
 from dfvt.data.manifest import DatasetManifest
+from dfvt.tracking.store import Store
 
 OBJECT_STORE_BYTES = 80 * 2**20
 DATASET = DatasetManifest.model_validate(
@@ -90,7 +91,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ray.init(cluster.address, log_to_driver=False)
-        sweep = Sweep(spec, folder, {"tiny": "runner = dict(max_epochs=1)"}, {}, "", "", folder, DATASET)
+        sweep = Sweep(
+            spec, folder, {"tiny": "runner = dict(max_epochs=1)"}, {}, Store(""), "", folder, DATASET
+        )
         memory = MemoryOfDriver()
         memory.start()
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dfvt.tracking.runs import RunInfo
 
-NOTES = ("run.json", "trial.json")  # beside the curve files, they name the run
+RUN_NOTE, TRIAL_NOTE = NOTES = ("run.json", "trial.json")  # beside the curve files, they name the run
 TRAININGS = ("runs/*/run.json", ".dfvt/train/*/run.json", ".dfvt/sweeps/*/trials/*/trial.json")
 MOST_CONFIGS = 10  # of so many runs the configs are fetched and compared
 
@@ -155,10 +155,22 @@ def _find(options: Namespace) -> int:
     return 0
 
 
+def _noted(note: Path) -> dict[str, str]:
+    """What a training's note says of its run; a trial's store stands in the note of its sweep."""
+    noted: dict[str, str] = {}
+    if note.name == TRIAL_NOTE and (of_sweep := note.absolute().parents[2] / RUN_NOTE).is_file():
+        noted = json.loads(of_sweep.read_text())
+    return noted | json.loads(note.read_text())
+
+
 def _sync(options: Namespace) -> int:
     from dfvt.cluster.mlflow_curves import send_missing
-    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+    from dfvt.tracking.deferred import attach_noted
+    from dfvt.tracking.sending import send_deferred
 
+    if not options.folders:
+        for name in send_deferred(Path.cwd(), Path("mlartifacts")):
+            print(f"{name}: sent, with all that it has")
     notes = [one for folder in options.folders for name in NOTES if (one := folder / name).is_file()]
     if len(notes) < len(options.folders):
         raise ValueError(f"each folder must hold {' or '.join(NOTES)}, which name its run")
@@ -166,10 +178,8 @@ def _sync(options: Namespace) -> int:
         notes = sorted(one for pattern in TRAININGS for one in Path().glob(pattern))
     num_points = 0
     for note in notes:
-        noted = json.loads(note.read_text())
-        uri = noted.get("tracking_uri") or tracking_uri(Path.cwd())
         try:
-            sent = send_missing(RunRecorder.attach(uri, noted["mlflow_run_id"]), note.parent)
+            sent = send_missing(attach_noted(_noted(note), Path.cwd()), note.parent)
         except ConnectionError as error:
             raise ValueError(str(error)) from error
         if sent:

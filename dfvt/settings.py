@@ -235,6 +235,7 @@ class TrackingSettings(Section):
     """Where the runs are filed."""
 
     experiment: Text = Field(default="dfvt", max_length=500, description="a name of 1 to 500 characters")
+    required: bool = Field(default=True, description="true or false")
 
 
 class ReportSettings(Section):

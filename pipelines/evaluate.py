@@ -35,13 +35,11 @@ def main(settings: Settings, variant: str) -> None:
     from dfvt.reports.error_plots import plot_confusion
     from dfvt.reports.errors import write_errors
     from dfvt.reports.gallery import draw_gallery
-    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+    from dfvt.tracking.deferred import attach_noted
 
     run = Path("runs", variant)
     manifest = DatasetManifest.load(DATASET_MANIFEST)
-    recorder = RunRecorder.attach(
-        tracking_uri(Path.cwd()), json.loads((run / "run.json").read_text())["mlflow_run_id"]
-    )
+    recorder = attach_noted(json.loads((run / "run.json").read_text()), Path.cwd())
     cfg = load_config(run / "config.py")
     device = choose_device(settings.train.use_gpu)
     model, dataset = load_detector(cfg, run / "checkpoint.pth", device)

@@ -62,7 +62,7 @@ def check_inputs(settings: Settings) -> None:
         )
     for variant in ("tiny", "small", "base"):
         settings.config_path(variant)
-    if os.environ.get("MLFLOW_TRACKING_URI"):
+    if os.environ.get("MLFLOW_TRACKING_URI") and settings.tracking.required:
         from dfvt.tracking.mlflow import require_reachable, tracking_uri
 
         require_reachable(tracking_uri(Path.cwd()))

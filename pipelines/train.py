@@ -62,7 +62,14 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         config_hash=config_hash(cfg.pretty_text),
         ray_job_id=connected(),
     )
-    recorder = open_run(settings, values, state / "run.json", lineage, manifest)
+    trained_with = values.model_copy(
+        update={
+            "lr": cfg.optimizer.lr,
+            "num_epochs": cfg.runner.max_epochs,
+            "batch_size": cfg.data.samples_per_gpu,
+        }
+    )
+    recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
     job = TrainingJob(
         config=with_absolute_paths(cfg, project).pretty_text,
         work_dir=state,
@@ -96,28 +103,28 @@ def open_run(
     manifest: DatasetManifest,
 ) -> RunRecorder:
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
-    from dfvt.cluster.notes import continue_noted_run, note_run
+    from dfvt.cluster.notes import continue_noted_run, note_run, read_note
     from dfvt.cluster.origins import keep_origin
-    from dfvt.tracking.mlflow import RunRecorder, tracking_uri
+    from dfvt.tracking.deferred import choose_store
+    from dfvt.tracking.mlflow import RunRecorder
     from dfvt.tracking.origin import collect_origin
-
-    uri = tracking_uri(Path.cwd())
 
     def warn(message: str) -> None:
         print(f"train@{values.variant}: {message}", file=sys.stderr)
 
-    if noted := continue_noted_run(file, uri, warn):
+    store = choose_store(Path.cwd(), required=settings.tracking.required, noted=read_note(file), warn=warn)
+    if noted := continue_noted_run(file, store.uri, warn):
         return noted
     recorder = RunRecorder.open(
-        uri,
+        store.uri,
         settings.tracking.experiment,
         artifact_root=Path("mlartifacts"),
         run_name=f"{values.variant} {settings.profile}",
-        tags=lineage,
+        tags=lineage | store.tags,
         params=values.model_dump(),
     )
     keep_origin(recorder, collect_origin(Path.cwd()), manifest)
-    note_run(file, recorder, tags=lineage)
+    note_run(file, recorder, store, tags=lineage)
     return recorder
 
 

@@ -44,7 +44,7 @@ def open_parent(sweep: Sweep) -> RunRecorder:
         },
     )
     recorder.log_text(text_of(spec), "spec.json")
-    note_run(note, recorder)
+    note_run(note, recorder, sweep.store)
     mirror.put(NOTE)
     return recorder
 

@@ -21,7 +21,8 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
 from dfvt.cluster.nodes import require_reached, require_shared
-from dfvt.cluster.parents import parent_run
+from dfvt.cluster.notes import read_note
+from dfvt.cluster.parents import NOTE, parent_run
 from dfvt.cluster.records import (
     DATASET_MANIFEST,
     LINEAGE,
@@ -53,9 +54,11 @@ from dfvt.cluster.worker_folder import put_weights
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.storage import Mirror
 from dfvt.settings import load_settings
+from dfvt.tracking.deferred import choose_store
 from dfvt.tracking.lineage import collect_lineage
-from dfvt.tracking.mlflow import RunRecorder, database_of, require_reachable, tracking_uri
+from dfvt.tracking.mlflow import RunRecorder, database_of, tracking_uri
 from dfvt.tracking.origin import collect_origin
+from dfvt.tracking.store import Store
 
 TUNE_FOLDER = "tune"
 NUM_TAKEN_OVER = 3
@@ -194,7 +197,8 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         home=home,
         configs=configs,
         lineage=lineage,
-        tracking_uri=tracking_uri(home),
+        store=Store(tracking_uri(home)),
+        tracking_required=settings.tracking.required,
         artifact_root=home / "mlartifacts",
         experiment=settings.tracking.experiment,
         dataset=manifest,
@@ -262,7 +266,7 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     """
     with one_at_a_time(sweep.mirror), sigterm_as_ctrl_c():
         require_same_spec(sweep.spec, sweep.mirror)
-        require_reachable(sweep.tracking_uri)
+        sweep = with_usable_store(sweep)
         with ray_session() as connected:
             sweep = replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()})
             max_concurrent = require_capacity(sweep)
@@ -276,6 +280,26 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
                     RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id).finish("KILLED")
         raise KeyboardInterrupt(f"the states of {sweep.spec.name} are kept, the same command goes on")
     return records
+
+
+def with_usable_store(sweep: Sweep) -> Sweep:
+    """The sweep with the store that its runs go into.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+
+    def warn(message: str) -> None:
+        print(f"sweep {sweep.spec.name}: {message}", file=sys.stderr, flush=True)
+
+    sweep.mirror.fetch(NOTE)
+    store = choose_store(
+        sweep.home,
+        required=sweep.tracking_required,
+        noted=read_note(sweep.mirror.folder / NOTE),
+        warn=warn,
+    )
+    return replace(sweep, store=store, lineage={**sweep.lineage, **store.tags})
 
 
 @contextmanager

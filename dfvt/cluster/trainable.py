@@ -21,6 +21,7 @@ from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_tri
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.tracking.origin import Origin
+from dfvt.tracking.store import Store
 
 WEIGHTS = "weights"
 Result = dict[str, Any]
@@ -38,10 +39,11 @@ class Sweep:
         home: where its folder is unless it has a storage: a folder on a file system that every node sees.
         configs: for each variant the whole mmdet config as text.
         lineage: tags of every run; those of a trial come beside them.
-        tracking_uri, experiment, artifact_root: where the runs are filed.
+        store, experiment, artifact_root: where the runs are filed.
         dataset: what nodes must have.
         origin: what the project was like when the sweep began, for the runs of its trials.
         parent_run_id: of the sweep's own run.
+        tracking_required: whether it cannot begin while the store does not answer.
         segment: after how many epochs a training ends for the scheduler to compare it with the others.
     """
 
@@ -49,13 +51,19 @@ class Sweep:
     home: Path
     configs: Mapping[str, str]
     lineage: Mapping[str, str]
-    tracking_uri: str
+    store: Store
     experiment: str
     artifact_root: Path
     dataset: DatasetManifest
     segment: int | None = None
     origin: Origin | None = None
     parent_run_id: str | None = None
+    tracking_required: bool = True
+
+    @property
+    def tracking_uri(self) -> str:
+        """The address of the store."""
+        return self.store.uri
 
     @property
     def mirror(self) -> Mirror:

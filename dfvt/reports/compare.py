@@ -165,7 +165,11 @@ def _detector(row: Row) -> str:
 
 
 def _differing(row: Row, key: str) -> str:
-    return row.differing.get(key, "")
+    value = row.differing.get(key, "")
+    try:
+        return f"{float(value):.4g}" if "." in value or "e" in value else value
+    except ValueError:  # no number
+        return value
 
 
 def _percent(row: Row, name: str) -> str:

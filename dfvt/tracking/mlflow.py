@@ -38,6 +38,11 @@ def tracking_uri(project: Path) -> str:
     if uri:
         file = uri.removeprefix(SQLITE)
         return f"{SQLITE}{Path(file).absolute()}" if uri.startswith(SQLITE) and file else uri
+    return own_store(project)
+
+
+def own_store(project: Path) -> str:
+    """The address of the project's `mlflow.db`. Raises as `tracking_uri` does."""
     database = project.absolute() / "mlflow.db"
     if unusable := {"%", "?"}.intersection(str(database)):
         raise ValueError(
@@ -69,7 +74,7 @@ def require_reachable(uri: str) -> None:
         problem = "is none of http, https, sqlite, postgresql, mysql, mssql and databricks"
     if problem:
         raise ValueError(
-            f"the MLflow store {_without_password(uri)} {problem}; correct MLFLOW_TRACKING_URI, "
+            f"the MLflow store {without_password(uri)} {problem}; correct MLFLOW_TRACKING_URI, "
             "or unset it to use mlflow.db in the project."
         )
 
@@ -103,7 +108,7 @@ class RunRecorder:
         if not uri.startswith(("http", "databricks")):
             artifact_location = artifact_root.absolute().as_uri()
         with open_store(uri) as client:
-            experiment_id = _experiment_id(client, experiment, artifact_location)
+            experiment_id = find_experiment(client, experiment, artifact_location)
             parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
             run = client.create_run(experiment_id, run_name=run_name, tags={**tags, **parent})
             recorder = cls(client, uri, run.info.run_id)
@@ -124,7 +129,7 @@ class RunRecorder:
             run = client.get_run(run_id)
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(
-                f"the MLflow run {run_id} in {_without_password(uri)} is deleted; restore it with "
+                f"the MLflow run {run_id} in {without_password(uri)} is deleted; restore it with "
                 f"`mlflow runs restore --run-id {run_id}` or train again."
             )
         return cls(client, uri, run_id)
@@ -151,25 +156,24 @@ class RunRecorder:
         patience of about two minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`).
         """
         now = time.time_ns() // 1_000_000
-        batches: list[list[Metric]] = [[]]
-        for step, metrics in points:
-            entities = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-            if (
-                len(batches[-1]) + len(entities) > _MAX_METRICS
-            ):  # a point is in one request: all of it is there or not
-                batches.append([])
-            batches[-1] += entities
-        for batch in filter(None, batches):
-            for start in range(0, len(batch), _MAX_METRICS):
-                with self._connected():
-                    self._client.log_batch(
-                        self.run_id, metrics=batch[start : start + _MAX_METRICS], synchronous=True
-                    )
+        entities = (
+            [Metric(name, float(value), now, step) for name, value in metrics.items()]
+            for step, metrics in points
+        )
+        for batch in batches_of(entities):
+            with self._connected():
+                self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
 
     def last_step(self, name: str) -> int:
         """The last step at which a metric has a value, −1 without. Raises ConnectionError as `log_curve`."""
         with self._connected():
             return max((one.step for one in self._client.get_metric_history(self.run_id, name)), default=-1)
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag, None without. Raises ConnectionError as `log_curve`."""
+        with self._connected():
+            value: str | None = self._client.get_run(self.run_id).data.tags.get(name)
+            return value
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, over earlier values. Raises ConnectionError as `log_curve` does."""
@@ -217,9 +221,25 @@ class RunRecorder:
             yield
         except MlflowException as error:
             if isinstance(error.__context__, OSError):  # what requests raises when nobody answers
-                store = _without_password(self.uri)
+                store = without_password(self.uri)
                 raise ConnectionError(f"the MLflow store {store} cannot be reached") from error
             raise
+
+
+def batches_of(groups: Iterable[list[Metric]]) -> Iterator[list[Metric]]:
+    """Metrics in as few requests as MLflow allows; a group that fits one is in one: all or nothing."""
+    batch: list[Metric] = []
+    for group in groups:
+        if len(batch) + len(group) > _MAX_METRICS:
+            if batch:
+                yield batch
+            batch = []
+            while len(group) > _MAX_METRICS:
+                yield group[:_MAX_METRICS]
+                group = group[_MAX_METRICS:]
+        batch = batch + group
+    if batch:
+        yield batch
 
 
 @contextmanager
@@ -242,7 +262,7 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
                 f"{error.error_code.lower().replace('_', ' ')}: set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD"
             )
-        raise ValueError(f"the MLflow store {_without_password(uri)} refuses: {reason}.") from error
+        raise ValueError(f"the MLflow store {without_password(uri)} refuses: {reason}.") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -259,7 +279,8 @@ def _create_database(database: Path) -> None:
             database.hardlink_to(aside)
 
 
-def _experiment_id(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+def find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """The id of an experiment, which is created if need be. Raises ValueError when it is deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -325,5 +346,6 @@ def _server_problem(uri: str, scheme: str) -> str | None:
     return outcome[0] if outcome else f"does not answer at {host}:{port} within {_SECONDS_TO_ANSWER:.0f} s"
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """An address that may be shown."""
     return re.sub(r"//[^/@]*@", "//***@", uri)

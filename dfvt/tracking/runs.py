@@ -45,13 +45,14 @@ def list_runs(uri: str, experiment: str) -> list[RunInfo]:
         if found is None:
             names = ", ".join(one.name for one in client.search_experiments()) or "none"
             raise ValueError(f"MLflow has no experiment {experiment!r}; it has: {names}")
-        return [_info(run) for run in _pages(client, found.experiment_id)]
+        return [_info(run) for run in pages_of(client, found.experiment_id)]
 
 
-def _pages(client: MlflowClient, experiment_id: str) -> Iterable[Run]:
+def pages_of(client: MlflowClient, experiment_id: str, filter_string: str = "") -> Iterable[Run]:
+    """The runs of an experiment that a filter of MLflow's takes, a thousand a request."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], max_results=PAGE, page_token=token)
+        page = client.search_runs([experiment_id], filter_string, max_results=PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import pytest
 
 from tests.cluster.test_sweep import assert_each_trial_once, runs, write_spec
 from tests.conftest import Project
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
@@ -32,12 +32,6 @@ cfg_options: {log_config.interval: 1}
 space:
   lr: {grid: [1.0e-4]}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture

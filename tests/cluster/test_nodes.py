@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
-from tests.cluster.test_jobs import free_port
 from tests.cluster.test_sweep import assert_each_trial_once, records, runs, write_spec
 from tests.conftest import Project
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 MANIFEST = "data/dataset/manifest.json"

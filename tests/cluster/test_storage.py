@@ -12,7 +12,7 @@ from dfvt.data.storage import StorageFolder
 from tests.cluster.test_nodes import SPEC, Nodes, nodes, wait_until  # noqa: F401  (nodes is a fixture)
 from tests.cluster.test_sweep import runs, write_spec
 from tests.conftest import Project
-from tests.storage import s3_server
+from tests.servers import s3_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 

@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dfvt.tracking.mlflow import RunRecorder
+from tests.servers import free_port
 
 BINARIES = next(Path("/usr/lib/postgresql").glob("*/bin/initdb"), None) or shutil.which("initdb")
 pytestmark = [
@@ -27,12 +28,6 @@ pytestmark = [
     ),
 ]
 NUM_WRITERS, NUM_STEPS = 8, 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

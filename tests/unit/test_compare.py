@@ -68,6 +68,8 @@ def test_seeds_of_one_setting_are_one_row_with_mean_and_deviation() -> None:
     assert first["box mAP"] == "35.0 ± 1.0"
     assert (first["lr"], second["lr"]) == ("0.0001", "0.0002")
     assert "seed" in second and first["seed"] == ""
+    drawn = cells_of(rows_of([run("a", lr=0.000123456789, freeze="x.y"), run("b", lr=20, freeze="e")]))
+    assert [(row["lr"], row["freeze"]) for row in drawn] == [("0.0001235", "x.y"), ("20", "e")]
     assert second["box mAP"] == "34.5"
     assert first["worker-hours"] == "8.00"
     assert [len(row.runs) for row in rows_of(runs, each=True)] == [1, 1, 1, 1]

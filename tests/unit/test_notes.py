@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dfvt.cluster.notes import continue_noted_run, note_run
 from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.store import Store
 
 
 def open_run(uri: str, folder: Path) -> RunRecorder:
@@ -19,7 +20,7 @@ def test_a_noted_run_is_opened_again_in_its_own_store_alone(tmp_path: Path) -> N
     assert continue_noted_run(note, uri, said.append) is None
     recorder = open_run(uri, tmp_path)
     recorder.finish("KILLED")
-    note_run(note, recorder, tags={"data.hash": "1a2b"})
+    note_run(note, recorder, Store(recorder.uri), tags={"data.hash": "1a2b"})
     assert json.loads(note.read_text())["tags"] == {"data.hash": "1a2b"}
     again = continue_noted_run(note, uri, said.append)
     assert again is not None

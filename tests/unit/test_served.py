@@ -72,7 +72,11 @@ def expected(config: Config, detector: Path) -> dict[Path, dict[str, Any]]:
 def assert_found(answer: dict[str, Any], expected: dict[str, Any]) -> None:
     assert answer["error"] is None
     assert (answer["height"], answer["width"]) == (64, 80)
-    assert {key: answer[key] for key in expected} == expected
+    exact = {key: value for key, value in expected.items() if key not in ("boxes", "scores")}
+    assert {key: answer[key] for key in exact} == exact
+    # another process may share its sums among other numbers of threads
+    for key in ("boxes", "scores"):
+        np.testing.assert_allclose(answer[key], expected[key], rtol=1e-5, atol=1e-5)
 
 
 def test_paths_bytes_base64_and_pixels(detector: Path, expected: dict[Path, dict[str, Any]]) -> None:
@@ -229,6 +233,7 @@ def server(logged: tuple[str, str]) -> Iterator[str]:
                 [str(Path(sys.executable).parent), os.environ["PATH"]]
             ),  # it calls uvicorn
             "MLFLOW_TRACKING_URI": uri,
+            "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         },
         start_new_session=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dfvt.data.storage import Mirror, StorageFolder, open_address
-from tests.storage import s3_server
+from tests.servers import s3_server
 
 
 @pytest.fixture(params=["file", "s3"])
