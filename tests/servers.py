@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -29,23 +29,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def mlflow_ui(project: Project, port: int) -> AbstractContextManager[str]:
-    """`make ui` of a project."""
-    return serving(["make", "ui", f"PORT={port}"], project, port)
-
-
-def mlflow_server(project: Project, folder: Path, port: int) -> AbstractContextManager[str]:
-    """MLflow's server with its store in a folder, and a project's environment."""
-    command = [str(project.path / ".venv/bin/python"), "-m", "mlflow", "server", "--port", str(port)]
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder)]
-    return serving([*command, "--host", "127.0.0.1", *store], project, port)
-
-
 @contextmanager
-def serving(command: list[str], project: Project, port: int) -> Iterator[str]:
-    """The address of an MLflow server, which answers."""
+def mlflow_server(project: Project, folder: Path, port: int) -> Iterator[str]:
+    """The address of MLflow's server with the store `mlflow.db` in a folder, as `make ui` has it."""
+    command = [str(project.path / ".venv/bin/python"), "-m", "mlflow", "server", "--port", str(port)]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    artifacts = ["--artifacts-destination", str(folder / "mlartifacts")]
     process = subprocess.Popen(
-        command,
+        [*command, "--host", "127.0.0.1", *store, *artifacts],
         cwd=project.path,
         env=project.environment(),
         stdout=subprocess.DEVNULL,
@@ -64,7 +55,8 @@ def serving(command: list[str], project: Project, port: int) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
 
 
