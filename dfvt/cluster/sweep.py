@@ -216,7 +216,13 @@ def require_search(spec: SweepSpec, cfg: Config, num_epochs: int) -> None:
     searcher_of(spec)
     scheduler_of(spec, num_epochs)
     segment, interval = segment_of(spec, num_epochs), cfg.evaluation.get("interval", 1)
-    if segment and segment < num_epochs and not 0 < interval <= segment:
+    if segment and segment >= num_epochs:
+        raise ValueError(
+            f"scheduler {spec.scheduler} compares trials every {segment} epochs, of which a trial has "
+            f"{num_epochs}, so that none takes anything over: raise num_epochs, or lower "
+            "scheduler_options.perturbation_interval"
+        )
+    if segment and not 0 < interval <= segment:
         validated = f"every {interval}" if interval else "at their end alone"
         raise ValueError(
             f"scheduler {spec.scheduler} compares trials every {segment} epochs, but they are validated "

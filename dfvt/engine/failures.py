@@ -87,10 +87,10 @@ class NonfiniteLosses:
         """Says at the end of a training how many iterations were left out.
 
         Raises:
-            ValueError: the last ones were, so that what is left is worth nothing.
+            RuntimeError: the last ones were, so that what is left is worth nothing.
         """
         if self.limit is not None and self.in_a_row >= min(self.limit, FEW):
-            raise ValueError(
+            raise RuntimeError(
                 f"the training diverged, its last {self.in_a_row} losses are not finite: {REMEDY}"
             )
         if self.num_left_out:
@@ -104,7 +104,7 @@ class NonfiniteLosses:
         """Says what is known, and goes on.
 
         Raises:
-            ValueError: it is the last one that is allowed.
+            RuntimeError: it is the last one that is allowed.
         """
         self.in_a_row += 1
         self.num_left_out += 1
@@ -112,7 +112,9 @@ class NonfiniteLosses:
         known = f"iteration {step} at learning rate {lr:.3g} ({terms}; images {', '.join(images)})"
         if self.limit is not None and self.in_a_row >= self.limit:
             row = f", {self.in_a_row} times in a row" if self.in_a_row > 1 else ""
-            raise ValueError(f"the training diverged, its loss is {losses['loss']}{row} in {known}: {REMEDY}")
+            raise RuntimeError(
+                f"the training diverged, its loss is {losses['loss']}{row} in {known}: {REMEDY}"
+            )
         self.warn(f"left out, as its loss is {losses['loss']}: {known}")
 
 

@@ -98,11 +98,11 @@ def require_finite(model: torch.nn.Module) -> None:
     """Refuses weights that no training can go on from.
 
     Raises:
-        ValueError: an entry of the state dict is not finite.
+        RuntimeError: an entry of the state dict is not finite.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"the training diverged, {name} is not finite: {REMEDY}")
+            raise RuntimeError(f"the training diverged, {name} is not finite: {REMEDY}")
 
 
 def model_content(runner: DetectorRunner, step: int) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def train(
 
     Raises:
         ValueError: the config asks for what is not supported, the data set has no images with objects, the
-            states in `work_dir` are damaged or another training's, or the training diverges.
-        RuntimeError: memory or disk are full, or a loader process died.
+            states in `work_dir` are damaged or another training's.
+        RuntimeError: the training diverges, memory or disk are full, or a loader process died.
         TrainingStopped: it was asked to stop.
     """
     device = torch.device(device)

@@ -68,7 +68,9 @@ def test_a_training_that_diverges_stops_with_one_sentence(config: Config, tmp_pa
     config.optimizer.lr = 1e30
     config.lr_config.warmup = None
     config.failures = {"nonfinite_losses": 2}
-    with pytest.raises(ValueError, match=r"diverged.*2 times in a row in iteration [34] at .*lower") as error:
+    with pytest.raises(
+        RuntimeError, match=r"diverged.*2 times in a row in iteration [34] at .*lower"
+    ) as error:
         train(config, tmp_path)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -96,7 +98,7 @@ def test_a_training_whose_last_losses_are_not_finite_has_failed(
 ) -> None:
     break_losses(monkeypatch, {6, 7, 8})
     for _ in range(2):  # started again, it has nothing left to do, and has failed all the same
-        with pytest.raises(ValueError, match="diverged, its last 3 losses are not finite: lower"):
+        with pytest.raises(RuntimeError, match="diverged, its last 3 losses are not finite: lower"):
             train(config, tmp_path)
     assert not (tmp_path / "checkpoint.pth").exists()
 
@@ -106,7 +108,7 @@ def test_a_row_of_them_as_long_as_allowed_ends_the_training(
 ) -> None:
     break_losses(monkeypatch, {2, 4, 5, 6})
     config.failures = {"nonfinite_losses": 3}
-    with pytest.raises(ValueError, match="3 times in a row in iteration 6"):
+    with pytest.raises(RuntimeError, match="3 times in a row in iteration 6"):
         train(config, tmp_path)
 
 

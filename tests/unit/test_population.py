@@ -120,6 +120,13 @@ def test_trials_that_are_compared_must_be_validated_before(tmp_path: Path) -> No
             require_search(spec, Config({"evaluation": {"interval": interval}}), 12)
 
 
+def test_a_population_that_is_never_compared_is_refused(tmp_path: Path) -> None:
+    options = "scheduler_options: {perturbation_interval: 4}\n"
+    for text, num_epochs in ((SPEC, 1), (SPEC + options, 4)):
+        with pytest.raises(ValueError, match=f"of which a trial has {num_epochs}, so that none takes"):
+            require_search(spec_of(tmp_path, text), Config({"evaluation": {"interval": 1}}), num_epochs)
+
+
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
 def test_the_population_is_compared_after_the_same_epochs(tmp_path: Path, name: str) -> None:
     text = SPEC.replace("{choice: [0.0, 0.1, 0.2]}", "{uniform: [0.0, 0.2]}").replace("pbt", name)
