@@ -97,17 +97,10 @@ def pipelines(img_scale: tuple[int, int]) -> tuple[list[dict[str, Any]], list[di
     return train, test
 
 
-def main() -> None:
-    quiet_libraries()
-    arguments = parse()
-    coco, work_dir = arguments.coco, arguments.work_dir
+def config_of(arguments: Namespace, work_dir: Path) -> Config:
+    """DFvT-T that learns the first images of a data set by heart."""
+    coco = arguments.coco
     train_pipeline, test_pipeline = pipelines(tuple(arguments.scale))
-    device = choose_device("auto")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(
-        f"{name}, torch {torch.__version__}: {arguments.images} images, batch {arguments.batch}, "
-        f"{arguments.epochs} epochs\n"
-    )
     ann_file = first_images(
         coco / "annotations/instances_train2017.json", arguments.images, work_dir / "annotations.json"
     )
@@ -144,6 +137,20 @@ def main() -> None:
             **arguments.options,
         }
     )
+    return cfg
+
+
+def main() -> None:
+    quiet_libraries()
+    arguments = parse()
+    work_dir = arguments.work_dir
+    device = choose_device("auto")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(
+        f"{name}, torch {torch.__version__}: {arguments.images} images, batch {arguments.batch}, "
+        f"{arguments.epochs} epochs\n"
+    )
+    cfg = config_of(arguments, work_dir)
     started = time.perf_counter()
     listeners = [CurveFiles(work_dir), Progress("overfit"), Table()]
     checkpoint = work_dir / "latest.pth"

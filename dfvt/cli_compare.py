@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RUN_NOTE, TRIAL_NOTE = NOTES = ("run.json", "trial.json")  # beside the curve files, they name the run
 TRAININGS = ("runs/*/run.json", ".dfvt/train/*/run.json", ".dfvt/sweeps/*/trials/*/trial.json")
 MOST_CONFIGS = 10  # of so many runs the configs are fetched and compared
+WIDE = 200  # columns where no terminal says how many it has
 
 
 def add_compare_commands(commands: _SubParsersAction) -> None:
@@ -33,7 +34,10 @@ def add_compare_commands(commands: _SubParsersAction) -> None:
     )
     compare.add_argument("--all", action="store_true", help="also runs that failed or are not at their end")
     compare.add_argument(
-        "--out", type=Path, metavar="DIR", help="write compare.md, .csv, .html and pareto.png there"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write compare.md, .csv and .html there, and pareto.png where FLOPs are known",
     )
     compare.add_argument(
         "--gate",
@@ -45,7 +49,7 @@ def add_compare_commands(commands: _SubParsersAction) -> None:
     )
     _experiment_arguments(compare)
     compare.set_defaults(run=_compare)
-    summary = "Find runs in MLflow."
+    summary = "Find runs in MLflow, and send it what it lacks."
     runs = commands.add_parser("runs", help=summary, description=summary)
     actions = runs.add_subparsers(title="commands", required=True, metavar="COMMAND")
     summary = "Runs by a name, an id, a commit, a hash, a sweep, or the beginning of one; all without it."
@@ -57,7 +61,10 @@ def add_compare_commands(commands: _SubParsersAction) -> None:
 
 
 def _add_sync(actions: _SubParsersAction) -> None:
-    summary = "Send MLflow the points of the curve files that it has not, after an outage or a kill."
+    summary = (
+        "Send MLflow what it has not, after an outage or a kill: whole runs that were filed in mlflow.db "
+        "meanwhile, and points of the curve files."
+    )
     sync = actions.add_parser("sync", help=summary, description=summary)
     sync.add_argument(
         "folders",
@@ -95,6 +102,11 @@ def _compare(options: Namespace) -> int:
     uri, runs = _runs(options)
     runs = [run for run in runs if SWEEP_RUN not in run.tags]  # a sweep as a whole is no detector
     if options.sweep:
+        names = sorted({run.tags["dfvt.sweep"] for run in runs if "dfvt.sweep" in run.tags})
+        if options.sweep not in names:
+            raise ValueError(
+                f"no run is of a sweep {options.sweep!r}; there are: {', '.join(names) or 'none'}"
+            )
         runs = [run for run in runs if run.tags.get("dfvt.sweep") == options.sweep]
     left_out = Counter(run.status.lower() for run in runs if run.status != "FINISHED" and not options.all)
     runs = [run for run in runs if run.status.lower() not in left_out]
@@ -107,11 +119,13 @@ def _compare(options: Namespace) -> int:
     if not options.all and not any(row.metric(options.metric) for row in rows):
         raise ValueError(f"none of the runs has a number {options.metric!r}")
     print(markdown(rows))
+    if not all(row.metric("ms_per_image") for row in rows if "dfvt.sweep" not in row.first.tags):
+        print("\nThe numbers of runs that were not evaluated are those of their last validation.")
     if not any(run.tags.get("dfvt.profile") == COMPARABLE for run in runs):
         print(f"\nNot beside the published results: those are of profile {COMPARABLE}.")
     if options.out:
-        save_comparison(rows, _config_differences(uri, runs), options.out)
-        print(f"\nwritten: {options.out / 'compare.html'}, and .md, .csv and plots beside it")
+        files = save_comparison(rows, _config_differences(uri, runs), options.out)
+        print(f"\nwritten: {', '.join(map(str, files))}")
     if options.gate is None:
         return 0
     below = missed(rows, options.gate)
@@ -149,9 +163,9 @@ def _find(options: Namespace) -> int:
     for title in ("name", "status", "variant", "git commit", "config", "data"):
         table.add_column(title)
     for run in runs:
-        tags = [run.tags.get(tag, "")[:10] for tag in ("git.commit", "config.hash", "data.hash")]
+        tags = [run.tags.get(tag, "")[:8] for tag in ("git.commit", "config.hash", "data.hash")]
         table.add_row(run.run_id, run.name, run.status.lower(), run.tags.get("dfvt.variant", ""), *tags)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     return 0
 
 
@@ -166,11 +180,16 @@ def _noted(note: Path) -> dict[str, str]:
 def _sync(options: Namespace) -> int:
     from dfvt.cluster.mlflow_curves import send_missing
     from dfvt.tracking.deferred import attach_noted
+    from dfvt.tracking.mlflow import require_reachable, tracking_uri
     from dfvt.tracking.sending import send_deferred
 
+    require_reachable(tracking_uri(Path.cwd()))
     if not options.folders:
-        for name in send_deferred(Path.cwd(), Path("mlartifacts")):
+        sent, num_waiting = send_deferred(Path.cwd(), Path("mlartifacts"))
+        for name in sent:
             print(f"{name}: sent, with all that it has")
+        if num_waiting:
+            print(f"runs that go on, and are to be sent when they have ended: {num_waiting}")
     notes = [one for folder in options.folders for name in NOTES if (one := folder / name).is_file()]
     if len(notes) < len(options.folders):
         raise ValueError(f"each folder must hold {' or '.join(NOTES)}, which name its run")
@@ -179,11 +198,12 @@ def _sync(options: Namespace) -> int:
     num_points = 0
     for note in notes:
         try:
-            sent = send_missing(attach_noted(_noted(note), Path.cwd()), note.parent)
+            num_sent = send_missing(attach_noted(_noted(note), Path.cwd()), note.parent)
         except ConnectionError as error:
             raise ValueError(str(error)) from error
-        if sent:
-            print(f"{note.parent}: {sent} points")
-        num_points += sent
-    print(f"{num_points} points of {len(notes)} runs were missing, and are sent")
+        if num_sent:
+            print(f"{note.parent}: {num_sent} points sent")
+        num_points += num_sent
+    if not num_points:
+        print(f"no point is missing: looked at the curve files of {len(notes)} trainings")
     return 0

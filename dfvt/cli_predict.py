@@ -102,6 +102,8 @@ def _load(options: Namespace) -> tuple[Config, Predictor]:
 
 
 def _export(options: Namespace) -> int:
+    from tqdm import tqdm
+
     from dfvt.data.images import find_images
     from dfvt.engine.config import largest_input_of
     from dfvt.engine.export import (
@@ -125,11 +127,14 @@ def _export(options: Namespace) -> int:
     height, width = options.shape or largest_input_of(cfg)
     shape = (options.batch, 3, height, width)
     programs = export_detector(predictor.model, options.batch, height, width)
-    save_programs(programs, describe_export(cfg, predictor.classes, shape), out)
+    save_programs(programs, describe_export(cfg, predictor.model, predictor.classes, programs), out)
     print(f"{out}: {', '.join(f'{name}.pt2' for name in programs)} for images of {height} × {width} pixels")
     if not paths:
         return 0
-    agreement = check_export(predictor, load_programs(out), shape, paths)
+    with tqdm(total=len(paths), desc="compared", unit="img", disable=not sys.stderr.isatty()) as bar:
+        if not sys.stderr.isatty():
+            print(f"comparing {len(paths)} images …", file=sys.stderr, flush=True)
+        agreement = check_export(predictor, load_programs(out), shape, paths, bar.update)
     for path in agreement.too_large:
         print(f"dfvt: {path}: larger than {height} × {width} once resized, not compared", file=sys.stderr)
     for path in agreement.different:
@@ -176,11 +181,13 @@ def _predict(options: Namespace) -> int:
         raise ValueError("--out DIR is missing: it takes predictions.json and the pictures")
     images = _images_of(options)
     if not images:
-        raise ValueError(f"no image is named after CHECKPOINT {options.words[0]}")
+        raise ValueError(f"no image is named: {options.words[0]} was taken as CHECKPOINT")
     paths = find_images(images)
     cfg, predictor = _load(options)
     out.mkdir(parents=True, exist_ok=True)
-    remove_pictures(out / "predictions.json")
+    num_replaced = remove_pictures(out / "predictions.json")
+    if num_replaced:
+        print(f"dfvt: {out}: the predictions of {num_replaced} images before are replaced", file=sys.stderr)
     files = PredictionFiles(predictor.classes, options.score)
     unreadable, num_objects = 0, 0
     with tqdm(total=len(paths), unit="img", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:

@@ -55,6 +55,7 @@ def connect(address: str) -> str:
 
     Raises:
         ValueError: the cluster does not answer.
+        RuntimeError: a Ray of its own did not start in time.
     """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unasked
@@ -70,6 +71,13 @@ def connect(address: str) -> str:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ValueError(unreachable(address, str(error).splitlines()[0])) from error
+    except Exception as error:  # Ray has no class for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise RuntimeError(
+            "Ray did not start in time, which happens where the processors are busy or memory is short: "
+            "the same command tries again"
+        ) from error
     return ray.get_runtime_context().get_job_id()
 
 

@@ -120,7 +120,11 @@ def find_images(patterns: list[str]) -> list[Path]:
             magic = any(character in pattern for character in "*?[")
             files = sorted(one for one in anchor.glob(str(relative)) if one.is_file()) if magic else []
         if not files:
-            what = "no image is in" if path.is_dir() else "there is no file"
-            raise FileNotFoundError(f"{what} {pattern}")
+            if path.is_dir():
+                raise FileNotFoundError(
+                    f"no image is in {pattern}: there is no {', '.join(sorted(SUFFIXES))}"
+                )
+            magic = any(character in pattern for character in "*?[")
+            raise FileNotFoundError(f"no file matches {pattern}" if magic else f"there is no file {pattern}")
         found |= dict.fromkeys(files)
     return list(found)

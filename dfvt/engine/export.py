@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ DENSE, BBOX_HEAD, MASK_HEAD = "dense", "bbox_head", "mask_head"
 MANIFEST = "export.json"
 STRIDE = 32  # of the coarsest map of a backbone
 MAX_ROIS = 2**20
+WH_RATIO_CLIP = 16 / 1000  # mmdet's, which no config changes
 Programs = dict[str, ExportedProgram]
 
 
@@ -108,36 +110,93 @@ def load_programs(folder: Path) -> Programs:
     return {path.stem: load(path) for path in sorted(folder.glob("[!.]*.pt2"))}
 
 
-def describe_export(cfg: Config, classes: Sequence[str], shape: tuple[int, int, int, int]) -> dict[str, Any]:
+def describe_export(
+    cfg: Config, detector: TwoStageDetector, classes: Sequence[str], programs: Programs
+) -> dict[str, Any]:
     """What stands in `export.json`: what the programs take and give, the settings of what lies between."""
-    model = cfg.model
-    roi_head = model.roi_head
     steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
     transforms = {step.type: step for one in steps for step in one.transforms}
+    normalize = transforms.get("Normalize", {})
+    roi_head, anchors = detector.roi_head, detector.rpn_head.prior_generator
+    rpn, rcnn = (dict(detector.test_cfg[part]) for part in ("rpn", "rcnn"))
     described = {
-        "dfvt": dfvt.__version__,
-        "torch": torch.__version__,
-        "programs": {
-            DENSE: "images, float32 (N, 3, H, W) as in shape, normalised, padded with 0 at the right and "
-            "below -> the neck's maps, and of each the RPN's objectness logits and box deltas",
-            BBOX_HEAD: "features of R >= 2 regions by bbox_roi_extractor -> (R, classes + 1) logits, the "
-            "background last, and (R, 4 * classes) box deltas",
-            MASK_HEAD: "features of R >= 2 regions by mask_roi_extractor -> (R, classes, 28, 28) mask logits",
-        },
-        "shape": list(shape),
+        "versions": {"dfvt": dfvt.__version__, "torch": torch.__version__},
         "classes": list(classes),
-        "img_scale": steps[0].img_scale if steps else None,
-        "normalize": transforms.get("Normalize"),
-        "anchor_generator": model.rpn_head.anchor_generator,
-        "rpn_bbox_coder": model.rpn_head.bbox_coder,
-        "bbox_coder": roi_head.bbox_head.bbox_coder,
-        "bbox_roi_extractor": roi_head.bbox_roi_extractor,
-        "mask_roi_extractor": roi_head.get("mask_roi_extractor"),
-        "test_cfg": model.test_cfg,
+        "images": {
+            "scaled_to": sorted(steps[0].img_scale) if steps else None,  # the short side, the long side
+            "keep_ratio": transforms.get("Resize", {}).get("keep_ratio"),
+            "interpolation": "bilinear",
+            "mean": normalize.get("mean"),
+            "std": normalize.get("std"),
+            "channels": "RGB" if normalize.get("to_rgb") else "BGR",
+            "padding": "with 0 behind the normalised image, at the right and below",
+        },
+        "programs": {name: shapes_of(program) for name, program in programs.items()},
+        "rpn": {
+            # x1, y1, x2, y2 of the anchors of the first cell of each map; those of others are strides away
+            "anchors": [level.tolist() for level in anchors.base_anchors],
+            "strides": [list(stride) for stride in anchors.strides],
+            "order": "rows, columns, anchors",
+            "score": "sigmoid",
+            "deltas": coder_of(detector.rpn_head.bbox_coder),
+            **{key: rpn[key] for key in ("nms_pre", "max_per_img", "min_bbox_size")},
+            "nms_iou": rpn["nms"]["iou_threshold"],
+            "nms_of": "each map alone",
+        },
+        "bbox": {
+            "regions": extractor_of(roi_head.bbox_roi_extractor),
+            "score": "softmax, the background last",
+            "deltas": coder_of(roi_head.bbox_head.bbox_coder),
+            "reg_class_agnostic": roi_head.bbox_head.reg_class_agnostic,
+            "score_thr": rcnn["score_thr"],
+            "max_per_img": rcnn["max_per_img"],
+            "nms_iou": rcnn["nms"]["iou_threshold"],
+            "nms_of": "each class alone, of boxes in the image's own size",
+        },
     }
-    if "mask_head" not in roi_head:
-        del described["programs"][MASK_HEAD]
+    if MASK_HEAD in programs:
+        described["mask"] = {
+            "regions": extractor_of(roi_head.mask_roi_extractor),
+            "score": "sigmoid, of the object's class",
+            "class_agnostic": roi_head.mask_head.class_agnostic,
+            "mask_thr_binary": rcnn["mask_thr_binary"],
+        }
     return dict(json.loads(json.dumps(described)))
+
+
+def coder_of(coder: Any) -> dict[str, Any]:
+    """How deltas become boxes: of the centre in sides of the box, and logarithms of the sides."""
+    return {"means": coder.means, "stds": coder.stds, "largest_log": abs(math.log(WH_RATIO_CLIP))}
+
+
+def extractor_of(extractor: Any) -> dict[str, Any]:
+    """How regions are cut out of the first maps."""
+    align = extractor.roi_layers[0]
+    return {
+        "output_size": list(align.output_size),
+        "strides": extractor.featmap_strides,
+        "sampling_ratio": align.sampling_ratio,
+        "aligned": align.aligned,
+        "level": "floor(log2(sqrt(width * height) / finest_scale + 1e-6)), of those that there are",
+        "finest_scale": extractor.finest_scale,
+    }
+
+
+def shapes_of(program: ExportedProgram) -> dict[str, Any]:
+    """The shapes of what a program takes and gives; sizes that may vary are names."""
+    metas = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+
+    def shape(name: str) -> list[int | str]:
+        return [side if isinstance(side, int) else "R >= 2" for side in metas[name].shape]
+
+    outputs = [shape(name) for name in program.graph_signature.user_outputs if isinstance(name, str)]
+    given: dict[str, Any] = {"outputs": outputs}
+    if len(outputs) % 3 == 0 and len(outputs) > 3:  # of `dense`: as many maps, scores and deltas
+        number = len(outputs) // 3
+        parts = [outputs[start : start + number] for start in (0, number, 2 * number)]
+        given = dict(zip(("maps", "scores", "deltas"), parts, strict=True))
+    (taken,) = program.graph_signature.user_inputs
+    return {"input": shape(str(taken)), **given}
 
 
 class Padded(nn.Module):
@@ -213,7 +272,11 @@ class Agreement:
 
 
 def check_export(
-    predictor: Predictor, programs: Programs, shape: Sequence[int], paths: Sequence[Path]
+    predictor: Predictor,
+    programs: Programs,
+    shape: Sequence[int],
+    paths: Sequence[Path],
+    progress: Callable[[int], object] = lambda number: None,
 ) -> Agreement:
     """Compares the predictions of a detector with those through its programs, image by image.
 
@@ -229,6 +292,7 @@ def check_export(
     different: list[Path] = []
     too_large: list[Path] = []
     for path in paths:
+        progress(1)
         prepared = original.prepare(read_image(path))
         if any(side > most for side, most in zip(prepared["img"][0].shape[1:], shape[2:], strict=True)):
             too_large.append(path)

@@ -202,10 +202,12 @@ def markdown(rows: Sequence[Row]) -> str:
     )
 
 
-def save_comparison(rows: Sequence[Row], differences: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Writes compare.md, .csv (a line a run, unrounded), .html and, where sizes are known, pareto.png.
+def save_comparison(
+    rows: Sequence[Row], differences: Mapping[str, Mapping[str, str]], folder: Path
+) -> list[Path]:
+    """Writes compare.md, .csv (a line a run, unrounded), .html and, where FLOPs are known, pareto.png.
 
-    `differences` are config keys whose values differ, with those of each run.
+    `differences` are config keys whose values differ, with those of each run. Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     header, cells = table_of(rows)
@@ -216,14 +218,18 @@ def save_comparison(rows: Sequence[Row], differences: Mapping[str, Mapping[str, 
         lines = [[key, *(values.get(name, NONE) for name in names)] for key, values in differences.items()]
         body += [pages.heading("Config keys that differ"), pages.table(["key", *names], lines)]
         text += "\n\n" + markdown_table(["key", *names], lines, text_columns=len(names) + 1)
+    files = [folder / name for name in ("compare.html", "compare.md", "compare.csv")]
     figure = draw_pareto(rows)
     if figure:
+        files.append(folder / "pareto.png")
         save_figure(figure, folder / "pareto.png")
         body.append(pages.drawing(figure))
         text += "\n\n![mAP against cost](pareto.png)"
-    pages.save_page(pages.page("Comparison", body), folder / "compare.html")
-    write_whole(folder / "compare.md", text + "\n")
-    write_csv([run for row in rows for run in row.runs], folder / "compare.csv")
+    page, table, lines_of_runs, *_ = files
+    pages.save_page(pages.page("Comparison", body), page)
+    write_whole(table, text + "\n")
+    write_csv([run for row in rows for run in row.runs], lines_of_runs)
+    return files
 
 
 def write_csv(runs: Sequence[RunInfo], path: Path) -> None:

@@ -88,20 +88,23 @@ def draw_prediction(
     Image.fromarray(drawn).save(path, quality=JPEG_QUALITY)
 
 
-def remove_pictures(predictions: Path) -> None:
-    """Removes the pictures that an earlier file of predictions names: they show what it found.
+def remove_pictures(predictions: Path) -> int:
+    """Removes the pictures that an earlier file of predictions names, and it; returns how many images it had.
 
     Raises:
         ValueError: the file is no such file, but another one that is not to be replaced.
     """
     if not predictions.is_file():
-        return
+        return 0
     try:
-        names = [one["picture"] for one in json.loads(predictions.read_text())["images"] if "picture" in one]
+        images = json.loads(predictions.read_text())["images"]
+        names = [one["picture"] for one in images if "picture" in one]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{predictions} is no file of predict's: choose another --out") from error
     for name in names:
         (predictions.parent / "pictures" / Path(name).name).unlink(missing_ok=True)  # nowhere else
+    predictions.unlink()
+    return len(images)
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:

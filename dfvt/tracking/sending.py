@@ -26,8 +26,10 @@ from dfvt.tracking.store import MEANT_FOR, SENT_AS, SENT_FROM
 METRIC = "bbox_mAP"  # by which models are compared
 
 
-def send_deferred(project: Path, artifact_root: Path) -> list[str]:
-    """Sends the ended runs that belong elsewhere to the store of today; returns their names.
+def send_deferred(project: Path, artifact_root: Path) -> tuple[list[str], int]:
+    """Sends the ended runs that belong elsewhere to the store of today.
+
+    Returns their names, and how many wait because they go on.
 
     Each is there once, whatever interrupts this: what was half sent is removed and sent again.
 
@@ -37,24 +39,26 @@ def send_deferred(project: Path, artifact_root: Path) -> list[str]:
     here, there = own_store(project), tracking_uri(project)
     database = database_of(here)
     if here == there or database is None or not database.exists():
-        return []
+        return [], 0
     sent = []
     with open_store(here) as source:
         waiting = [
             (experiment.name, run)
             for experiment in source.search_experiments()
             for run in pages_of(source, experiment.experiment_id, f"tags.`{MEANT_FOR}` != ''")
-            if SENT_AS not in run.data.tags and run.info.status != "RUNNING"
+            if SENT_AS not in run.data.tags
         ]
-        if not waiting:
-            return []
+        ended = [pair for pair in waiting if pair[1].info.status != "RUNNING"]
+        num_going_on = len(waiting) - len(ended)
+        if not ended:
+            return [], num_going_on
         location = None if not database_of(there) else artifact_root.absolute().as_uri()
         with open_store(there) as target:
-            waiting.sort(key=lambda pair: pair[1].info.start_time)  # a sweep before its trials
-            for name, run in waiting:
+            ended.sort(key=lambda pair: pair[1].info.start_time)  # a sweep before its trials
+            for name, run in ended:
                 send_run(source, run, target, there, find_experiment(target, name, location))
                 sent.append(run.info.run_name)
-    return sent
+    return sent, num_going_on
 
 
 def send_run(source: MlflowClient, run: Run, target: MlflowClient, uri: str, experiment_id: str) -> None:

@@ -221,11 +221,11 @@ def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[s
     Path("runs/tiny/run.json").write_text(json.dumps(noted))
     Path(".dfvt/sweeps/s/trials/0001/trial.json").write_text(json.dumps(noted))
     assert main(["runs", "sync"]) == 0
-    assert "4 points of 2 runs were missing" in capsys.readouterr().out
+    assert capsys.readouterr().out == ".dfvt/sweeps/s/trials/0001: 4 points sent\n"
     history = MlflowClient(store).get_metric_history(recorder.run_id, "train/loss")
     assert sorted((one.step, one.value) for one in history) == [(1, 1), (2, 2), (3, 3.5), (4, 4.5), (5, 5.5)]
     assert main(["runs", "sync", "runs/tiny"]) == 0
-    assert "0 points of 1 runs" in capsys.readouterr().out
+    assert "no point is missing: looked at the curve files of 1 trainings" in capsys.readouterr().out
     assert main(["runs", "sync", "nowhere"]) == 2
 
 
@@ -234,7 +234,7 @@ def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[s
     [
         (["compare", "--experiment", "other"], "MLflow has no experiment 'other'; it has: "),
         (["compare", "nothing"], "no run has 'nothing'"),
-        (["compare", "--sweep", "none"], "there are no such runs to compare"),
+        (["compare", "--sweep", "none"], "no run is of a sweep 'none'; there are: first"),
         (["compare", "--metric", "nonsense"], "none of the runs has a number 'nonsense'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 from mmcv import Config
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from dfvt.cli import main
+from dfvt.data.images import read_image
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.export import MANIFEST, check_export, export_detector, load_programs, with_programs
 from dfvt.engine.infer import build_bare_detector
@@ -21,6 +24,7 @@ from dfvt.engine.predict import Predictor
 from dfvt.models.blocks import make_shifted_window_mask
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 ALONE = """
 import sys, torch
 maps, scores, deltas = torch.export.load(sys.argv[1]).module()(torch.ones(1, 3, 64, 96))
@@ -43,7 +47,13 @@ def test_programs_find_what_the_detector_finds(
     output = capsys.readouterr().out
     assert "compared on 6 images with 60 objects: scores differ by 0 at most" in output
     content = json.loads((out / MANIFEST).read_text())
-    assert content["shape"] == [1, 3, 64, 96] and content["classes"] == ["disk", "box", "triangle", "star"]
+    dense = content["programs"]["dense"]
+    assert dense["input"] == [1, 3, 64, 96] and dense["maps"][0] == [1, 16, 16, 24]
+    assert content["programs"]["bbox_head"] == {
+        "input": ["R >= 2", 16, 7, 7],
+        "outputs": [["R >= 2", 5], ["R >= 2", 4]],
+    }
+    assert content["classes"] == ["disk", "box", "triangle", "star"]
     assert set(content["programs"]) == set(load_programs(out)) == {"dense", "bbox_head", "mask_head"}
     alone = subprocess.run(
         [sys.executable, "-c", ALONE, str(out / "dense.pt2")], capture_output=True, text=True, check=False
@@ -53,6 +63,25 @@ def test_programs_find_what_the_detector_finds(
     with torch.no_grad():
         scores, _ = model.rpn_head(model.neck(model.backbone(torch.ones(1, 3, 64, 96))))
     assert float(alone.stdout) == pytest.approx(float(scores[0].double().abs().sum()), rel=1e-5)
+
+
+def test_what_lies_between_the_programs_is_written_out(
+    config_file: str, checkpoint: Path, shapes: DatasetManifest, tmp_path: Path
+) -> None:
+    out, image = tmp_path / "exported", tmp_path / "image.png"
+    assert main(["export", config_file, str(checkpoint), "--out", str(out), "--gpus", "0"]) == 0
+    width, height = reversed(json.loads((out / MANIFEST).read_text())["images"]["scaled_to"])
+    with Image.open(next(shapes.val_images_path.iterdir())) as small:
+        small.convert("RGB").resize((width, height)).save(image)  # so that nobody scales it in another way
+    detect = runpy.run_path(str(ROOT / "docs/detect_exported.py"))["detect"]
+    found = detect(out, torch.from_numpy(np.asarray(Image.open(image), np.float32)).permute(2, 0, 1))
+    (expected,) = Predictor(Config.fromfile(config_file), checkpoint, CPU)([read_image(image)])
+    assert len(expected.scores) == 10
+    np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(found["labels"], expected.labels)
+    np.testing.assert_allclose(found["boxes"], expected.boxes, atol=0.01)
+    masks = np.stack([coco_mask.decode(mask) for mask in expected.masks or []])
+    assert (found["masks"].numpy() != masks).mean() < 1e-3
 
 
 def test_programs_of_other_weights_are_noticed(

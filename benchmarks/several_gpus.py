@@ -1,0 +1,205 @@
+"""Whether trainings and evaluations are the same on several GPUs as on one, and how fast evaluations are.
+
+Usage: python -m benchmarks.several_gpus COCO [--epochs 3] [--gpus 1,2,4] [--fast] [--cpu]
+
+A training of `benchmarks.overfit` goes through on one GPU and, twice, on two; another one is stopped in its
+middle on two and goes on on one, a third the other way; the global batch is the same. Their losses stand side
+by side: what two equal trainings differ by is what the others may. Then the detector of the first is
+evaluated on each number of GPUs, and its numbers compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.overfit import config_of
+
+# For each training the numbers of GPUs of its halves; the first is looked at again by the evaluations.
+TRAININGS = {"1": (1, 1), "2": (2, 2), "2 again": (2, 2), "2, then 1": (2, 1), "1, then 2": (1, 2)}
+NUM_ROWS = 8
+GLOBAL_BATCH = 8
+
+
+def parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("--epochs", type=int, default=3, help="of twenty passes each")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
+    parser.add_argument(
+        "--gpus", default="1,2,4", help="of evaluations; those that the machine lacks are named"
+    )
+    parser.add_argument("--workers", type=int, default=8, help="loader processes a GPU")
+    parser.add_argument("--passes", type=int, default=4, help="through the images in an evaluation")
+    parser.add_argument("--fast", action="store_true", help="with all of configs/_base_/fast.py")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the config")
+    parser.add_argument("--cpu", action="store_true", help="processes on the CPU, for a try")
+    parser.add_argument("--one", type=json.loads, help="(for its own processes)")
+    return parser.parse_args()
+
+
+def train_half(device: Any, arguments: Namespace, folder: str, stop_after: int | None) -> None:
+    """One process of a training, until an iteration or its end."""
+    from mmcv.runner import get_dist_info
+
+    from dfvt.engine.callbacks import Callback, StepRecord
+    from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.curves import CurveFiles
+    from dfvt.engine.hooks import TrainingStopped
+    from dfvt.engine.train import train
+
+    class Steps(Callback):
+        last = 0
+
+        def on_step(self, record: StepRecord) -> None:
+            self.last = record.step
+
+    quiet_libraries()
+    rank, steps = get_dist_info()[0], Steps()
+    arguments.batch = GLOBAL_BATCH // 2
+    place = Path(folder, f"process{rank}") if rank else Path(folder)
+    cfg = config_of(arguments, place)
+    cfg.merge_from_dict(
+        {"data.workers_per_gpu": arguments.workers, "checkpoint_config.interval": 1, "log_config.interval": 4}
+    )
+    if rank:  # the same annotations, written by each for itself
+        for split in ("train", "val", "test"):
+            of = cfg.data[split].get("dataset", cfg.data[split])
+            of.ann_file = str(Path(folder, "annotations.json"))
+    with suppress(TrainingStopped):
+        train(
+            cfg,
+            Path(folder),
+            device=device,
+            callbacks=[CurveFiles(Path(folder)), steps],
+            stop_asked=lambda: stop_after is not None and steps.last >= stop_after,
+            num_processes=2,
+        )
+
+
+def evaluate(device: Any, arguments: Namespace, folder: str) -> dict[str, float] | None:
+    """One process of an evaluation, which sees all images once before it is measured."""
+    import torch
+    import torch.distributed as dist
+
+    from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.evaluate import evaluate_model, predict
+    from dfvt.engine.infer import load_detector
+
+    quiet_libraries()
+    arguments.batch = GLOBAL_BATCH
+    cfg = config_of(arguments, Path(tempfile.mkdtemp()))
+    model, dataset = load_detector(cfg, Path(folder, "checkpoint.pth"), device)
+    evaluation = evaluate_model(model, dataset, device, num_workers=arguments.workers)
+    seconds = []
+    for _ in range(arguments.passes):
+        if dist.is_initialized():
+            dist.barrier()
+        started = time.perf_counter()
+        predict(model, dataset, device, num_workers=arguments.workers)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    if evaluation is None:
+        return None
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    speed = len(dataset) / statistics.median(seconds)
+    return {"device": name, "images_per_second": speed, **evaluation.metrics}
+
+
+def run_one(arguments: Namespace) -> None:
+    """Half a training, or an evaluation, in processes of its own; prints what came of it as JSON."""
+    import torch
+
+    from dfvt.engine.launch import launch
+
+    one = arguments.one
+    names = ["cpu"] * one["gpus"] if arguments.cpu else [f"cuda:{index}" for index in range(one["gpus"])]
+    devices = [torch.device(name) for name in names]
+    if one["work"] == "train":
+        launch(train_half, devices, arguments, one["folder"], one["stop_after"])
+        result = None
+    else:
+        result = launch(evaluate, devices, arguments, one["folder"])
+    print(json.dumps(result), flush=True)
+
+
+def measure(**one: Any) -> Any:
+    """What came of `run_one` in a process of its own; raises SystemExit with what it said if it failed."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.several_gpus", *sys.argv[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run(
+        [*command, "--one", json.dumps(one)], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{one}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    """The training's loss after iterations, averages over four of them."""
+    with (folder / "curve.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.one:
+        return run_one(arguments)
+    import torch
+
+    available = 8 if arguments.cpu else torch.cuda.device_count()
+    curves: dict[str, dict[int, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for training, (first, second) in TRAININGS.items():
+            folder = Path(name, training.replace(" ", "").replace(",", ""))
+            folder.mkdir()
+            if max(first, second) > available:
+                print(f"{training}: not run, the machine has {available} GPU", file=sys.stderr)
+                continue
+            half = None
+            if first != second:
+                half = max(curves["2"]) // 2
+                measure(work="train", gpus=first, folder=str(folder), stop_after=half)
+            measure(work="train", gpus=second, folder=str(folder), stop_after=None)
+            curves[training] = losses_of(folder)
+        steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        print(f"losses of trainings with {GLOBAL_BATCH} images an iteration, by GPUs\n")
+        print(f"| iterations | {' | '.join(curves)} |\n|{' ---: |' * (len(curves) + 1)}", flush=True)
+        for part in range(NUM_ROWS):
+            window = steps[len(steps) * part // NUM_ROWS : len(steps) * (part + 1) // NUM_ROWS]
+            means = [statistics.mean(curve[step] for step in window) for curve in curves.values()]
+            print(
+                f"| {window[0] - 3}–{window[-1]} | {' | '.join(f'{mean:.3f}' for mean in means)} |",
+                flush=True,
+            )
+        print("\n| GPUs | img/s of an evaluation | times one | bbox_mAP | segm_mAP |\n|" + " ---: |" * 5)
+        rows = []
+        for number in map(int, arguments.gpus.split(",")):
+            if number > available:
+                print(f"| {number} | not run: the machine has {available} | | | |")
+                continue
+            row = measure(work="evaluate", gpus=number, folder=str(Path(name, "1")))
+            rows.append({"gpus": number, **row})
+            speeds = [f"{row['images_per_second']:.1f}"]
+            speeds.append(f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}")
+            maps = [f"{row[f'{kind}_mAP']:.6f}" for kind in ("bbox", "segm")]
+            print(f"| {' | '.join([str(number), *speeds, *maps])} |", flush=True)
+    content = {"losses": curves, "evaluations": rows}
+    Path(os.environ.get("OUT", "."), "several_gpus.json").write_text(json.dumps(content, indent=1))
+    print(f"\n{rows[0]['device']}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
