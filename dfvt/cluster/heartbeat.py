@@ -51,8 +51,11 @@ def heartbeat(remote: StorageFolder) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if beat_of(remote).get("name") == name:
-            remote.remove(HEARTBEAT)
+        try:
+            if beat_of(remote).get("name") == name:
+                remote.remove(HEARTBEAT)
+        except ValueError as error:  # the next one waits for silence
+            print(error, file=sys.stderr, flush=True)
 
 
 def write_beat(remote: StorageFolder, name: str, number: int) -> None:

@@ -244,10 +244,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
     rank = get_context().get_world_rank()
     first = rank == 0
     arguments["events"].put(worker_event(rank, device_name(get_device())))
+
+    def say(line: str) -> None:
+        arguments["events"].put(("on_warning", (line,)))
+
     if job.dataset:
-        provide_dataset(
-            job.dataset, job.data_source, lambda line: arguments["events"].put(("on_warning", (line,)))
-        )
+        provide_dataset(job.dataset, job.data_source, say)
     stop = threading.Event()
     if first:  # when it stops all do
         threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
@@ -258,6 +260,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             job.work_dir,
             job.remote,
             arguments["attempt"],
+            say,
             rank=rank,
             local_rank=get_context().get_local_rank(),
         ) as copy,

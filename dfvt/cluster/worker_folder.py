@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from filelock import FileLock
 from mmcv import Config
 
+from dfvt.cluster.population import BEST
 from dfvt.cluster.records import working_folder
 from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.curves import TRAIN_FILE, VAL_FILE
 from dfvt.engine.states import STATE_FILE
 
-BEST_FILE = "best.pth"
 ATTEMPT = ".attempt"
 STATES = "*.pth"
 
@@ -33,8 +32,8 @@ class Uploads(Callback):
     end all must be there.
     """
 
-    def __init__(self, mirror: Mirror) -> None:
-        self.mirror = mirror
+    def __init__(self, mirror: Mirror, say: Callable[[str], None]) -> None:
+        self.mirror, self.say = mirror, say
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="uploads")
         self.last: Future[None] | None = None
 
@@ -46,16 +45,18 @@ class Uploads(Callback):
         return self.last
 
     def put(self) -> None:
+        assert self.mirror.remote
         state = self.mirror.folder / STATE_FILE
         held = state.with_name(f".{STATE_FILE}")  # of now, whatever replaces it meanwhile
         held.unlink(missing_ok=True)
-        os.link(state, held)
+        if state.is_file():  # a training that keeps none has its end alone
+            os.link(state, held)
         try:
-            self.mirror.put(TRAIN_FILE, VAL_FILE, BEST_FILE)
-            assert self.mirror.remote
-            self.mirror.remote.put(held, STATE_FILE)
+            self.mirror.put(TRAIN_FILE, VAL_FILE, BEST)
+            if held.is_file():
+                self.mirror.remote.put(held, STATE_FILE)
         except ValueError as error:
-            print(f"{error}: the training goes on", file=sys.stderr, flush=True)
+            self.say(f"{error}: the training goes on")
             raise
 
     def on_checkpoint(self, path: Path, step: int) -> None:
@@ -80,11 +81,18 @@ class WorkingCopy:
 
 @contextmanager
 def working_copy(
-    work_dir: Path, remote: StorageFolder | None, attempt: str, *, rank: int, local_rank: int
+    work_dir: Path,
+    remote: StorageFolder | None,
+    attempt: str,
+    say: Callable[[str], None],
+    *,
+    rank: int,
+    local_rank: int,
 ) -> Iterator[WorkingCopy]:
     """The folder that a worker trains in: `work_dir`, or where `remote` is given a copy of what is there.
 
     The processes of a machine share a copy, which the first of them to come makes in each `attempt`.
+    `say` is told what the storage did not take.
 
     Raises:
         ValueError: the storage does not answer.
@@ -101,7 +109,7 @@ def working_copy(
             folder.mkdir(parents=True)
             Mirror(folder, remote).fetch(STATES, TRAIN_FILE, VAL_FILE)
             known.write_text(attempt)
-    uploads = [Uploads(Mirror(folder, remote))] if rank == 0 else []
+    uploads = [Uploads(Mirror(folder, remote), say)] if rank == 0 else []
     try:
         yield WorkingCopy(folder, uploads)
     finally:

@@ -109,7 +109,7 @@ def find_images(patterns: list[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern)
+        path, magic = Path(pattern), any(character in pattern for character in "*?[")
         if path.is_dir():
             files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
         elif path.is_file():
@@ -117,14 +117,12 @@ def find_images(patterns: list[str]) -> list[Path]:
         else:
             anchor = Path(path.anchor) if path.anchor else Path()
             relative = path.relative_to(path.anchor) if path.anchor else path
-            magic = any(character in pattern for character in "*?[")
             files = sorted(one for one in anchor.glob(str(relative)) if one.is_file()) if magic else []
         if not files:
             if path.is_dir():
                 raise FileNotFoundError(
                     f"no image is in {pattern}: there is no {', '.join(sorted(SUFFIXES))}"
                 )
-            magic = any(character in pattern for character in "*?[")
             raise FileNotFoundError(f"no file matches {pattern}" if magic else f"there is no file {pattern}")
         found |= dict.fromkeys(files)
     return list(found)

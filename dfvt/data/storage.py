@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pyarrow import NativeFile
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-# Their objects appear when they are complete, and they have no folders to be made.
+# They have no folders to be made.
 OBJECT_STORES = ("s3", "gcs", "abfs")
 NUM_COPYING_THREADS = 16
 COPIED_BYTES = 16 << 20  # a request each: of small ones the answers take longer than the bytes
@@ -82,10 +82,11 @@ class StorageFolder:
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file, None if there is none."""
-        if not self.info(name):
+        try:
+            with self.opened() as (storage, base), storage.open_input_stream(f"{base}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
             return None
-        with self.opened() as (storage, base), storage.open_input_stream(f"{base}/{name}") as stream:
-            return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file, which appears when it is complete."""
@@ -118,25 +119,24 @@ class StorageFolder:
 
     @contextmanager
     def replaced(self, name: str) -> Iterator[NativeFile]:
-        """A stream into a file, which is the old one until the body has ended; if it raises, or none."""
+        """A stream into a file, which is the old one until the body has ended, and stays so if it raises.
+
+        In object stores too the new one has another name until it is complete: pyarrow completes an object
+        whose stream is left by an error.
+        """
         with self.opened() as (storage, base):
-            path = f"{base}/{name}"
-            if storage.type_name in OBJECT_STORES:
-                try:
-                    with storage.open_output_stream(path) as stream:
-                        yield stream
-                except BaseException:
-                    storage.delete_file(
-                        path
-                    )  # pyarrow completes what was begun: a part must not pass for all
-                    raise
-                return
-            folder, _, last = path.rpartition("/")
-            storage.create_dir(folder, recursive=True)
+            folder, _, last = f"{base}/{name}".rpartition("/")
+            if storage.type_name not in OBJECT_STORES:
+                storage.create_dir(folder, recursive=True)
             partial = f"{folder}/.{last}.{uuid.uuid4().hex}.partial"
-            with storage.open_output_stream(partial) as stream:
-                yield stream
-            storage.move(partial, path)
+            try:
+                with storage.open_output_stream(partial) as stream:
+                    yield stream
+                storage.move(partial, f"{folder}/{last}")
+            except BaseException:
+                with suppress(OSError):  # the error that is raised says more
+                    storage.delete_file(partial)
+                raise
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""

@@ -43,6 +43,12 @@ def test_a_part_never_passes_for_the_whole(remote: StorageFolder) -> None:
         out.write(b"half of it")
         raise RuntimeError("the disk broke")
     assert remote.files() == {}
+    remote.write("state.pth", b"the whole of it")
+    with pytest.raises(RuntimeError), remote.replaced("state.pth") as out:
+        out.write(b"half of it")
+        raise RuntimeError("the disk broke")
+    assert remote.read("state.pth") == b"the whole of it", "what was there stays"
+    assert set(remote.files()) == {"state.pth"}
 
 
 def test_a_mirror_has_what_the_storage_has(remote: StorageFolder, tmp_path: Path) -> None:

@@ -75,12 +75,12 @@ def test_a_copy_has_what_is_kept_and_gives_back_what_is_written(
     trial.write("latest.pth", b"old")
     trial.write("curve.csv", b"step\n1\n")
     trial.write("trial.json", b"{}")
-    with working_copy(tmp_path / "nowhere", trial, "first", rank=0, local_rank=0) as copy:
+    with working_copy(tmp_path / "nowhere", trial, "first", pytest.fail, rank=0, local_rank=0) as copy:
         assert sorted(path.name for path in copy.folder.iterdir() if path.name[0] != ".") == [
             "curve.csv",
             "latest.pth",
         ]
-        with working_copy(tmp_path / "nowhere", trial, "first", rank=1, local_rank=1) as other:
+        with working_copy(tmp_path / "nowhere", trial, "first", pytest.fail, rank=1, local_rank=1) as other:
             assert other.folder == copy.folder and not other.uploads
         (upload,) = copy.uploads
         upload.on_start(START)
@@ -106,18 +106,18 @@ def test_a_copy_has_what_is_kept_and_gives_back_what_is_written(
 def test_what_an_attempt_before_left_is_not_trusted(remote: StorageFolder, tmp_path: Path) -> None:
     trial = remote / "trials/0001"
     trial.write("latest.pth", b"kept")
-    with working_copy(tmp_path, trial, "first", rank=1, local_rank=1) as copy:
+    with working_copy(tmp_path, trial, "first", pytest.fail, rank=1, local_rank=1) as copy:
         (copy.folder / "latest.pth").write_bytes(b"of a trial that went on elsewhere meanwhile")
-    with working_copy(tmp_path, trial, "second", rank=1, local_rank=0) as copy:
+    with working_copy(tmp_path, trial, "second", pytest.fail, rank=1, local_rank=0) as copy:
         assert (copy.folder / "latest.pth").read_bytes() == b"kept"
 
 
 def test_a_state_that_the_storage_does_not_take_ends_no_training(
-    remote: StorageFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    remote: StorageFolder, tmp_path: Path
 ) -> None:
-    trial = remote / "trials/0001"
+    trial, said = remote / "trials/0001", list[str]()
     trial.write("trial.json", b"{}")
-    with working_copy(tmp_path, trial, "first", rank=0, local_rank=0) as copy:
+    with working_copy(tmp_path, trial, "first", said.append, rank=0, local_rank=0) as copy:
         storage = tmp_path / "storage/sweep/trials/0001"
         (storage / "trial.json").unlink()
         storage.rmdir()
@@ -127,11 +127,31 @@ def test_a_state_that_the_storage_does_not_take_ends_no_training(
         upload.on_checkpoint(copy.folder / "latest.pth", 1)
         with pytest.raises(ValueError, match="storage/sweep/trials/0001"):
             upload.on_end(copy.folder / "checkpoint.pth")
-    assert "the training goes on" in capfd.readouterr().err
+    assert said and all(line.endswith("the training goes on") for line in said)
+
+
+def test_a_training_that_keeps_no_state_gives_its_end(remote: StorageFolder, tmp_path: Path) -> None:
+    trial = remote / "trials/0001"
+    with working_copy(tmp_path, trial, "first", pytest.fail, rank=0, local_rank=0) as copy:
+        (copy.folder / "checkpoint.pth").write_bytes(b"final")
+        (upload,) = copy.uploads
+        upload.on_end(copy.folder / "checkpoint.pth")
+    assert set(trial.files()) == {"checkpoint.pth"}
+
+
+def test_an_end_without_the_storage_is_the_end_all_the_same(
+    remote: StorageFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(self: StorageFolder, name: str) -> bytes:
+        raise ValueError("the storage is away")
+
+    with heartbeat(remote):
+        monkeypatch.setattr(StorageFolder, "read", away)
+    assert "the storage is away" in capsys.readouterr().err
 
 
 def test_without_a_storage_a_worker_trains_where_all_see_it(tmp_path: Path) -> None:
-    with working_copy(tmp_path, None, "first", rank=0, local_rank=0) as copy:
+    with working_copy(tmp_path, None, "first", pytest.fail, rank=0, local_rank=0) as copy:
         assert copy.folder == tmp_path and not copy.uploads
 
 
