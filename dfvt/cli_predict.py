@@ -19,18 +19,7 @@ ADDRESSES = ("models:/", "runs:/")
 
 def add_predict_arguments(predict: ArgumentParser) -> None:
     """What `predict` takes beside what every command about a config does."""
-    predict.usage = (
-        "dfvt predict CONFIG CHECKPOINT IMAGE… --out DIR [options]\n"
-        "       dfvt predict MODEL IMAGE… --out DIR [options]"
-    )
-    predict.add_argument(
-        "words",
-        nargs="+",
-        metavar="[CHECKPOINT] IMAGE…",
-        help="a file of weights, ours or mmdet's, unless CONFIG is a MODEL that MLflow keeps "
-        "(models:/NAME@champion, models:/NAME/VERSION, runs:/RUN); then images: files, folders, or patterns "
-        "such as 'photos/**/*.jpg'",
-    )
+    _add_detector(predict, "predict", "IMAGE…", "")
     predict.add_argument(
         "--out",
         type=Path,
@@ -49,17 +38,7 @@ def add_predict_arguments(predict: ArgumentParser) -> None:
 
 def add_export_arguments(command: ArgumentParser) -> None:
     """What `export` takes beside what every command about a config does."""
-    command.usage = (
-        "dfvt export CONFIG CHECKPOINT [IMAGE…] --out DIR [options]\n"
-        "       dfvt export MODEL [IMAGE…] --out DIR [options]"
-    )
-    command.add_argument(
-        "words",
-        nargs="*",
-        metavar="[CHECKPOINT] [IMAGE…]",
-        help="a file of weights, unless CONFIG is a MODEL that MLflow keeps, see predict; then images on "
-        "which the programs are compared with the detector",
-    )
+    _add_detector(command, "export", "[IMAGE…]", ", on which programs and detector are compared")
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="takes dense.pt2, bbox_head.pt2, mask_head.pt2, export.json"
     )
@@ -72,6 +51,22 @@ def add_export_arguments(command: ArgumentParser) -> None:
     )
     command.add_argument("--batch", type=int, default=1, help="images that pass together; default: 1")
     command.set_defaults(run=_export)
+
+
+def _add_detector(command: ArgumentParser, name: str, images: str, purpose: str) -> None:
+    """The words after CONFIG: a checkpoint, unless CONFIG is a model of MLflow's, and images."""
+    command.usage = (
+        f"dfvt {name} CONFIG CHECKPOINT {images} --out DIR [options]\n"
+        f"       dfvt {name} MODEL {images} --out DIR [options]"
+    )
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar=f"[CHECKPOINT] {images}",
+        help="a file of weights, ours or mmdet's, unless CONFIG is a MODEL that MLflow keeps "
+        "(models:/NAME@champion, models:/NAME/VERSION, runs:/RUN); then images"
+        f"{purpose}: files, folders, or patterns such as 'photos/**/*.jpg'",
+    )
 
 
 def _is_model(options: Namespace) -> bool:
@@ -181,7 +176,8 @@ def _predict(options: Namespace) -> int:
         raise ValueError("--out DIR is missing: it takes predictions.json and the pictures")
     images = _images_of(options)
     if not images:
-        raise ValueError(f"no image is named: {options.words[0]} was taken as CHECKPOINT")
+        taken = f": {options.words[0]} was taken as CHECKPOINT" if options.words else ""
+        raise ValueError(f"no image is named{taken}")
     paths = find_images(images)
     cfg, predictor = _load(options)
     out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from dfvt.tracking.store import SENT_AS
+
 SQLITE = "sqlite:///"
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SECONDS_TO_ANSWER = 5.0
@@ -206,7 +208,12 @@ class RunRecorder:
         self._client.log_artifacts(self.run_id, str(files), folder)
 
     def reopen(self) -> None:
-        """Say of a run that had ended that it goes on. Raises ConnectionError as `log_curve` does."""
+        """Say of a run that had ended that it goes on. Raises ConnectionError as `log_curve` does.
+
+        What was sent of it to another store is not all of it any more: it will be sent again.
+        """
+        if self.tag(SENT_AS):
+            self._client.delete_tag(self.run_id, SENT_AS)
         with self._connected():
             self._client.update_run(self.run_id, status="RUNNING")
 

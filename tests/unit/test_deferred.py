@@ -131,9 +131,15 @@ def test_runs_are_sent_whole_and_once(
     champion = client.get_model_version_by_alias("dfvt-mini", "champion")
     assert champion.run_id == sent.info.run_id and champion.tags["a"] == "b"
 
-    running.finish()
+    running.finish("KILLED")
     assert main(["runs", "sync"]) == 0
     assert set(runs_there(there)) == {"sweep", "trial", "running"}
+    running.reopen()  # and goes on, with more than was sent
+    running.log_metrics({"train/loss": 0.5}, step=7)
+    running.finish()
+    assert main(["runs", "sync"]) == 0
+    again = runs_there(there)["running"]
+    assert again.info.status == "FINISHED" and again.data.metrics == {"train/loss": 0.5}
 
 
 def test_what_comes_later_goes_where_a_run_is_by_then(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
