@@ -177,8 +177,9 @@ def main() -> None:
         steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
         print(f"losses of trainings with {GLOBAL_BATCH} images an iteration, by GPUs\n")
         print(f"| iterations | {' | '.join(curves)} |\n|{' ---: |' * (len(curves) + 1)}", flush=True)
-        for part in range(NUM_ROWS):
-            window = steps[len(steps) * part // NUM_ROWS : len(steps) * (part + 1) // NUM_ROWS]
+        num_rows = min(NUM_ROWS, len(steps))
+        for part in range(num_rows):
+            window = steps[len(steps) * part // num_rows : len(steps) * (part + 1) // num_rows]
             means = [statistics.mean(curve[step] for step in window) for curve in curves.values()]
             print(
                 f"| {window[0] - 3}–{window[-1]} | {' | '.join(f'{mean:.3f}' for mean in means)} |",

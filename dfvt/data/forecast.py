@@ -105,8 +105,8 @@ def drawing(step: Any) -> Step | None:
         augment = copy.copy(step)
         augment.transforms = [_chain(part.transforms) for part in step.transforms]
         return augment
-    if type(step) is Pad and step.size_divisor:
-        return partial(_pad, step.size_divisor)
+    if type(step) is Pad:
+        return partial(_pad, step)
     if type(step).__name__ in WITHOUT_EFFECT:
         return None
     raise ValueError(
@@ -132,9 +132,16 @@ def _resize(keep_ratio: bool, results: dict[str, Any]) -> None:
     results["scale_factor"] = 1.0  # the next one wants to know that there was one
 
 
-def _pad(divisor: int, results: dict[str, Any]) -> dict[str, Any]:
+def _pad(step: Pad, results: dict[str, Any]) -> dict[str, Any]:
     height, width, _ = results["img"].shape
-    return {**results, "img": Outline(-(-height // divisor) * divisor, -(-width // divisor) * divisor)}
+    if step.pad_to_square:
+        height = width = max(height, width)
+    elif step.size:
+        height, width = step.size
+    else:
+        divisor = step.size_divisor
+        height, width = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    return {**results, "img": Outline(height, width)}
 
 
 def canvas_forecast(dataset: Any, canvases: Sequence[Canvas]) -> Callable[[Sequence[SampleKey]], list[int]]:

@@ -7,6 +7,7 @@ between processes. Any iteration can be started at without reading what is befor
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,10 +19,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from dfvt.data.canvases import Canvas
 from dfvt.data.samples import SampleKey, SeededDataset, TestImages, collate_samples
-
-# Forked workers share the annotations. Processes that were spawned themselves, as those of `--gpus N`, would
-# spawn theirs, each with a copy and seconds of imports.
-FORKED = "fork"
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
@@ -112,8 +109,13 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         return SampleKey(index, int(sequence.generate_state(1)[0]))
 
 
-def limit_threads(_: int) -> None:
-    """Keeps a loader worker to one thread; OpenCV's and OpenMP's pools would trample each other."""
+def start_worker(_: int) -> None:
+    """Keeps a loader worker to one thread; OpenCV's and OpenMP's pools would trample each other.
+
+    What the parent left for its garbage collector is not the worker's to free.
+    """
+    gc.freeze()
+    gc.enable()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -124,6 +126,34 @@ def own_generator() -> torch.Generator:
     With it, how often the validation images are evaluated does not change the training.
     """
     return torch.Generator().manual_seed(0)
+
+
+class ForkingLoader(DataLoader):
+    """A loader whose workers are forked, and share the annotations; 0 workers load in this process.
+
+    Processes that were spawned themselves, as those of `--gpus N`, would spawn theirs, each with a copy and
+    seconds of imports. A worker never collects its parent's garbage: memory that a GPU copied from or to,
+    freed in a process that has no GPU, would abort it.
+    """
+
+    def __init__(self, dataset: Any, num_workers: int, **options: Any) -> None:
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            worker_init_fn=start_worker,
+            generator=own_generator(),
+            multiprocessing_context="fork" if num_workers else None,
+            **options,
+        )
+
+    def __iter__(self) -> Any:
+        was_enabled = gc.isenabled()
+        gc.disable()  # for the workers, until `start_worker`
+        try:
+            return super().__iter__()
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def build_train_loader(
@@ -140,16 +170,13 @@ def build_train_loader(
 
     `canvases` and `pack_masks` as in `collate_samples`.
     """
-    return DataLoader(
+    return ForkingLoader(
         SeededDataset(dataset, skip_unreadable=skip_unreadable),
+        num_workers,
         batch_sampler=sampler,
-        num_workers=num_workers,
         collate_fn=partial(collate_samples, canvases=canvases, pack_masks=pack_masks),
         pin_memory=pin_memory,
-        worker_init_fn=limit_threads,
-        generator=own_generator(),
         persistent_workers=num_workers > 0,
-        multiprocessing_context=FORKED if num_workers else None,
     )
 
 
@@ -157,13 +184,10 @@ def build_test_loader(
     dataset: Any, indices: Sequence[int], num_workers: int, *, pin_memory: bool = False
 ) -> DataLoader:
     """Loader of `Batch`es of one test image of an mmdet data set each, those of `indices` in their order."""
-    return DataLoader(
+    return ForkingLoader(
         TestImages(dataset, indices),
+        num_workers,
         batch_size=1,
-        num_workers=num_workers,
         collate_fn=collate_samples,
         pin_memory=pin_memory,
-        worker_init_fn=limit_threads,
-        generator=own_generator(),
-        multiprocessing_context=FORKED if num_workers else None,
     )

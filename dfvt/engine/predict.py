@@ -15,10 +15,10 @@ from mmcv.parallel import collate
 from mmdet.core import encode_mask_results
 from mmdet.datasets.pipelines import Compose
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dfvt.data.images import read_image
-from dfvt.data.loading import FORKED, limit_threads, own_generator
+from dfvt.data.loading import ForkingLoader
 from dfvt.data.samples import unpack
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import arguments_of
@@ -153,15 +153,7 @@ def predict_files(
 
     `num_workers` processes read and prepare images ahead; `progress` is called with the number of files done.
     """
-    loader = DataLoader(
-        ImageFiles(paths, predictor),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=limit_threads,
-        generator=own_generator(),
-        multiprocessing_context=FORKED if num_workers else None,
-    )
+    loader = ForkingLoader(ImageFiles(paths, predictor), num_workers, batch_size=batch_size, collate_fn=list)
     remaining = iter(paths)
     for batch in loader:
         predictions = iter(predictor.predict([one for one in batch if not isinstance(one, str)]))

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dfvt.cli import main
+from dfvt.data.loading import ForkingLoader
 from dfvt.engine.callbacks import Callback, StepRecord
 from dfvt.engine.config import load_config
 from dfvt.engine.hooks import TrainingStopped
@@ -89,6 +90,24 @@ def test_a_compiled_backbone_trains_like_one_that_is_not(config_file: Path, tmp_
     compiled = losses_of(config_file, tmp_path / "compiled", compile_backbone=True, **options)
     assert compiled[0] == pytest.approx(plain[0], rel=1e-3), (compiled, plain)
     assert np.mean(compiled) == pytest.approx(np.mean(plain), rel=0.1), (compiled, plain)
+
+
+class CollectsGarbage:
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        return gc.collect()
+
+
+def test_a_loader_process_leaves_memory_of_the_gpu_to_its_parent() -> None:
+    """Freed in a process without the GPU, what was copied to or from it would abort that process."""
+    on_gpu = torch.ones(1000, device=GPU)
+    garbage: list[Any] = [on_gpu.to("cpu", non_blocking=True), on_gpu]
+    assert garbage[0].is_pinned()
+    garbage.append(garbage)
+    del on_gpu, garbage
+    assert len(list(ForkingLoader(CollectsGarbage(), 2))) == 4
 
 
 @pytest.mark.skipif(not COCO128, reason="COCO128 names no folder of real images")

@@ -185,6 +185,21 @@ def test_shapes_are_forecast_without_a_pixel(config: Config, how: str) -> None:
         assert len(seen) > 5 or divisor == 1
 
 
+@pytest.mark.parametrize(
+    "pad",
+    [{"size": (200, 240)}, {"size_divisor": 32}, {"pad_to_square": True}],
+    ids=lambda pad: next(iter(pad)),
+)
+def test_padding_of_every_kind_is_forecast(config: Config, pad: dict[str, Any]) -> None:
+    steps = config.data.train.pipeline
+    place = next(index for index, step in enumerate(steps) if step.type == "Pad")
+    steps[place] = {"type": "Pad", **pad}
+    dataset = build_coco_dataset(copy.deepcopy(config.data.train), test_mode=False)
+    samples, keys = SeededDataset(dataset), [SampleKey(image, 7 * image) for image in range(6)]
+    shapes = [samples[key].data["img"].data.shape[1:] for key in keys]
+    assert forecast_shapes(dataset)(keys) == shapes
+
+
 def smaller(steps: Any, divisor: int) -> Any:
     """A pipeline's steps for small images."""
     if isinstance(steps, dict):

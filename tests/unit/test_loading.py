@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv import Config
 
-from dfvt.data.loading import EpochBatchSampler, build_test_loader, build_train_loader
+from dfvt.data.loading import (
+    EpochBatchSampler,
+    ForkingLoader,
+    build_test_loader,
+    build_train_loader,
+)
 from dfvt.data.samples import SampleKey, SeededDataset, seeded_augmentation
 from dfvt.engine.datasets import build_coco_dataset
 
@@ -152,6 +160,35 @@ def test_loading_draws_nothing_from_the_global_generator(config: Config, num_wor
     ]
     assert names == [dataset.data_infos[index]["filename"] for index in (3, 1)]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Garbage:
+    """Refers to itself, and notes which process frees it."""
+
+    def __init__(self, note: Path) -> None:
+        self.note, self.itself = note, self
+
+    def __del__(self) -> None:
+        self.note.write_text(str(os.getpid()))
+
+
+class CollectsGarbage:
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> bool:
+        gc.collect()
+        return gc.isenabled()
+
+
+def test_a_worker_does_not_free_the_garbage_of_its_parent(tmp_path: Path) -> None:
+    note = tmp_path / "freed by"
+    gc.collect()
+    Garbage(note)
+    assert all(ForkingLoader(CollectsGarbage(), 2, collate_fn=all))
+    assert not note.exists()
+    gc.collect()
+    assert note.read_text() == str(os.getpid())
 
 
 def num_images_through_a_worker(config: Config) -> int:
