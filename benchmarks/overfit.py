@@ -24,8 +24,7 @@ from dfvt.engine.infer import choose_device, load_detector
 from dfvt.engine.progress import Progress
 from dfvt.engine.train import train
 
-CONFIG = Path(__file__).parents[1] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py"
-FAST = Path(__file__).parents[1] / "configs/_base_/fast.py"
+CONFIGS = Path(__file__).parents[1] / "configs"
 REPEATS = 20
 
 
@@ -58,6 +57,7 @@ def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("coco", type=Path)
     parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--variant", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=8, help=f"of {REPEATS} passes each")
     parser.add_argument("--batch", type=int, default=8)
@@ -98,20 +98,20 @@ def pipelines(img_scale: tuple[int, int]) -> tuple[list[dict[str, Any]], list[di
 
 
 def config_of(arguments: Namespace, work_dir: Path) -> Config:
-    """DFvT-T that learns the first images of a data set by heart."""
+    """A DFvT that learns the first images of a data set by heart."""
     coco = arguments.coco
     train_pipeline, test_pipeline = pipelines(tuple(arguments.scale))
     ann_file = first_images(
         coco / "annotations/instances_train2017.json", arguments.images, work_dir / "annotations.json"
     )
-    cfg = load_config(CONFIG)
+    cfg = load_config(CONFIGS / f"DFvT/maskrcnn_DFvT_{arguments.variant}_1x_coco.py")
     for split, pipeline in (("train", train_pipeline), ("val", test_pipeline), ("test", test_pipeline)):
         cfg.data[split].update(ann_file=str(ann_file), img_prefix=str(coco / "train2017"), pipeline=pipeline)
     # an epoch of eight iterations would spend its time at the boundaries
     cfg.data.train = {"type": "RepeatDataset", "times": REPEATS, "dataset": cfg.data.train}
     if arguments.fast:
         side = -(-max(arguments.scale) // 32) * 32
-        cfg.merge_from_dict({**Config.fromfile(str(FAST)), "canvases": [(side, side)]})
+        cfg.merge_from_dict({**Config.fromfile(str(CONFIGS / "_base_/fast.py")), "canvases": [(side, side)]})
     cfg.merge_from_dict(
         {
             "data.samples_per_gpu": arguments.batch,
@@ -147,8 +147,8 @@ def main() -> None:
     device = choose_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
-        f"{name}, torch {torch.__version__}: {arguments.images} images, batch {arguments.batch}, "
-        f"{arguments.epochs} epochs\n"
+        f"{name}, torch {torch.__version__}: DFvT {arguments.variant}, {arguments.images} images, "
+        f"batch {arguments.batch}, {arguments.epochs} epochs\n"
     )
     cfg = config_of(arguments, work_dir)
     started = time.perf_counter()

@@ -35,6 +35,7 @@ def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("coco", type=Path)
     parser.add_argument("--epochs", type=int, default=3, help="of twenty passes each")
+    parser.add_argument("--variant", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
     parser.add_argument(

@@ -21,6 +21,7 @@ from mmdet.core import encode_mask_results
 from dfvt.data.loading import build_test_loader
 from dfvt.data.samples import Batch
 from dfvt.engine.compat import to_device
+from dfvt.engine.detection import detecting_at_once
 from dfvt.engine.segments import masks_as_run_lengths
 
 # COCO's twelve numbers: average precisions as the contract names them, then average recalls.
@@ -96,10 +97,10 @@ def predict(
     indices = range(rank, len(dataset), world_size)
     order = sorted(indices, key=partial(image_shape, dataset)) if num_at_once > 1 else list(indices)
     found: list[Any] = []
-    with masks_as_run_lengths(model) as encoded:
+    with (detecting_at_once if on_gpu else masks_as_run_lengths)(model) as encoded:
         loader = build_test_loader(dataset, order, num_workers, pin_memory=on_gpu)
         for inputs in batches_of_one_shape(loader, num_at_once):
-            for result in detect(model, to_device(inputs, device)):
+            for result in detect(model, together([to_device(one, device) for one in inputs])):
                 if isinstance(result, tuple) and not encoded:
                     boxes, masks = result
                     result = (boxes, encode_mask_results(masks))
@@ -140,7 +141,7 @@ def image_shape(dataset: Any, index: int) -> tuple[float, int, int]:
     return infos[index]["width"] / infos[index]["height"], infos[index]["width"], index
 
 
-def batches_of_one_shape(loader: Iterable[Batch], num_at_once: int) -> Iterator[dict[str, Any]]:
+def batches_of_one_shape(loader: Iterable[Batch], num_at_once: int) -> Iterator[list[dict[str, Any]]]:
     """Inputs of up to so many images that follow each other and have one shape; those of several views alone.
 
     Raises:
@@ -156,11 +157,11 @@ def batches_of_one_shape(loader: Iterable[Batch], num_at_once: int) -> Iterator[
             or batch.inputs["img"][0].shape != waiting[0]["img"][0].shape
             or len(waiting[0]["img"]) > 1
         ):
-            yield together(waiting)
+            yield waiting
             waiting = []
         waiting.append(batch.inputs)
     if waiting:
-        yield together(waiting)
+        yield waiting
 
 
 def together(inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,9 +25,14 @@ def overlaps_between(bboxes: Tensor, others: Tensor) -> Tensor:
     return shared / union.clamp(min=EPSILON)
 
 
+def is_plain_coder(coder: object) -> bool:
+    """Whether `encode` and `decode` do what a box coder does."""
+    return isinstance(coder, DeltaXYWHBBoxCoder) and not coder.add_ctr_clamp
+
+
 def require_plain_coder(head: str, coder: object) -> None:
     """Raises ValueError for a box coder that `encode` and `decode` are not."""
-    if not isinstance(coder, DeltaXYWHBBoxCoder) or coder.add_ctr_clamp:
+    if not is_plain_coder(coder):
         raise ValueError(f"{head} takes a DeltaXYWHBBoxCoder without add_ctr_clamp: use mmdet's own head")
 
 

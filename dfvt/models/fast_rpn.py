@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from mmcv import ConfigDict
+from mmdet.core.anchor import AnchorGenerator
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RPNHead
 from torch import Tensor
 from torch.nn import functional as F
 
 from dfvt.models.boxes import decode, require_plain_coder
-from dfvt.models.proposals import Proposals, keep_greedily
+from dfvt.models.proposals import Proposals, is_plain_nms, keep_greedily
 from dfvt.models.targets import (
     Objects,
     assign_all,
@@ -41,6 +42,34 @@ class ImageSizes:
         return cls(own, padded)
 
 
+class Anchors:
+    """The anchors of maps, made once for each of their sizes."""
+
+    def __init__(self, generator: AnchorGenerator) -> None:
+        self.generator = generator
+        self.of_sizes: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
+
+    def __call__(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The anchors (N, 4) of each level, and for all of them (N, 2) the pixel where their cell begins."""
+        sizes, device = [tuple(one.shape[-2:]) for one in maps], maps[0].device
+        key = (*sizes, device)
+        if key not in self.of_sizes:
+            generator = self.generator
+            levels = generator.grid_priors(sizes, device=device)
+            corners = []
+            for (height, width), stride, number in zip(
+                sizes, generator.strides, generator.num_base_priors, strict=True
+            ):
+                rows, columns = torch.meshgrid(
+                    torch.arange(height, device=device) * stride[1],
+                    torch.arange(width, device=device) * stride[0],
+                    indexing="ij",
+                )
+                corners.append(torch.stack([rows, columns], dim=-1).view(-1, 2).repeat_interleave(number, 0))
+            self.of_sizes[key] = levels, torch.cat(corners)
+        return self.of_sizes[key]
+
+
 @HEADS.register_module()
 class FastRPNHead(RPNHead):
     """`RPNHead` that does not wait for the device: the same parameters, losses and proposals.
@@ -56,27 +85,7 @@ class FastRPNHead(RPNHead):
         require_plain_coder("FastRPNHead", self.bbox_coder)
         if self.train_cfg:
             require_supported("FastRPNHead", self.assigner, self.sampler)
-        self.anchors_of_sizes: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
-
-    def anchors_of(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The anchors (N, 4) of each level, and for all of them (N, 2) the pixel where their cell begins."""
-        sizes, device = [tuple(one.shape[-2:]) for one in maps], maps[0].device
-        key = (*sizes, device)
-        if key not in self.anchors_of_sizes:
-            generator = self.prior_generator
-            levels = generator.grid_priors(sizes, device=device)
-            corners = []
-            for (height, width), stride, number in zip(
-                sizes, generator.strides, generator.num_base_priors, strict=True
-            ):
-                rows, columns = torch.meshgrid(
-                    torch.arange(height, device=device) * stride[1],
-                    torch.arange(width, device=device) * stride[0],
-                    indexing="ij",
-                )
-                corners.append(torch.stack([rows, columns], dim=-1).view(-1, 2).repeat_interleave(number, 0))
-            self.anchors_of_sizes[key] = levels, torch.cat(corners)
-        return self.anchors_of_sizes[key]
+        self.anchors_of = Anchors(self.prior_generator)
 
     def counted_anchors(self, anchors: Tensor, corners: Tensor, sizes: ImageSizes) -> Tensor:
         """Which anchors (B, N) may be assigned: those of cells inside the image's own padded shape."""
@@ -159,31 +168,31 @@ class FastRPNHead(RPNHead):
             cls_scores, bbox_preds, ImageSizes.of(img_metas, cls_scores[0].device).own, cfg
         )
 
-    @torch.no_grad()
     def proposals_of(
         self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], shapes: Tensor, cfg: ConfigDict
     ) -> Proposals:
         """As `get_bboxes`, of images whose `shapes` (B, 2) are on the device already."""
-        levels, _ = self.anchors_of(cls_scores)
-        chosen = [
-            self.best_of_level(flat_scores(scores), flat_deltas(deltas), anchors, cfg.get("nms_pre", -1))
-            for scores, deltas, anchors in zip(cls_scores, bbox_preds, levels, strict=True)
-        ]
-        return choose_proposals(chosen, shapes, cfg)
-
-    def best_of_level(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, nms_pre: int
-    ) -> tuple[Tensor, Tensor]:
-        """Scores (B, K) of a level in falling order, at most `nms_pre`, and their boxes (B, K, 4)."""
-        scores, index = logits.sigmoid().sort(dim=1, descending=True)
-        if nms_pre > 0:
-            scores, index = scores[:, :nms_pre], index[:, :nms_pre]
-        return scores, decode(self.bbox_coder, anchors[index], take(deltas, index))
+        return proposals_of_maps(self.anchors_of, self.bbox_coder, cls_scores, bbox_preds, shapes, cfg)
 
 
-def is_plain_nms(nms: ConfigDict) -> bool:
-    """Whether a config asks for the suppression that is done for a whole batch."""
-    return nms.type == "nms" and set(nms) == {"type", "iou_threshold"}
+@torch.no_grad()
+def proposals_of_maps(
+    anchors_of: Anchors,
+    bbox_coder: Any,
+    cls_scores: Sequence[Tensor],
+    bbox_preds: Sequence[Tensor],
+    shapes: Tensor,
+    cfg: ConfigDict,
+) -> Proposals:
+    """The proposals of `RPNHead.get_bboxes` for images whose `shapes` (B, 2) are on the device."""
+    levels, _ = anchors_of(cls_scores)
+    chosen = []
+    for scores, deltas, anchors in zip(cls_scores, bbox_preds, levels, strict=True):
+        best, index = flat_scores(scores).sigmoid().sort(dim=1, descending=True)
+        if cfg.get("nms_pre", -1) > 0:
+            best, index = best[:, : cfg.nms_pre], index[:, : cfg.nms_pre]
+        chosen.append((best, decode(bbox_coder, anchors[index], take(flat_deltas(deltas), index))))
+    return choose_proposals(chosen, shapes, cfg)
 
 
 def choose_proposals(levels: Sequence[tuple[Tensor, Tensor]], shapes: Tensor, cfg: ConfigDict) -> Proposals:

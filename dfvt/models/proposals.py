@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import torch
+from mmcv import ConfigDict
 from mmcv.ops import nms
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -46,6 +47,11 @@ class Proposals(Sequence[Tensor]):
             return [self[one] for one in range(len(self))[index]]
         together = torch.cat([self.bboxes[index], self.scores[index, :, None]], dim=1)
         return together[self.valid[index]]
+
+
+def is_plain_nms(options: ConfigDict) -> bool:
+    """Whether a config asks for the suppression that is done for a whole batch."""
+    return options.type == "nms" and set(options) == {"type", "iou_threshold"}
 
 
 def keep_greedily(bboxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
