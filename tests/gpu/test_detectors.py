@@ -17,9 +17,13 @@ from mmdet.models import build_backbone
 from torch import Tensor
 
 from dfvt.cli import main
+from dfvt.data.loading import build_test_loader
+from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
-from dfvt.engine.evaluate import evaluate_model
+from dfvt.engine.detection import detecting_at_once
+from dfvt.engine.evaluate import batches_of_one_shape, detect, evaluate_model, together
 from dfvt.engine.infer import load_detector
+from dfvt.engine.segments import masks_as_run_lengths
 from dfvt.engine.train import train
 from tests.gpu.conftest import Recorder
 
@@ -155,6 +159,25 @@ def test_dfvt_base_with_soft_nms_tests_on_a_gpu_as_on_the_cpu(
     on_gpu = evaluated(config_file, trained, tmp_path / "gpu.json", "--gpus", "1", *soft)
     on_cpu = evaluated(config_file, trained, tmp_path / "cpu.json", "--gpus", "0", *soft)
     assert on_gpu == pytest.approx(on_cpu, abs=2e-3)
+
+
+@pytest.mark.parametrize("score_thr", [0.05, 0.0])
+def test_a_batch_has_the_detections_that_mmdet_finds_image_by_image(
+    config_file: Path, trained: Path, score_thr: float
+) -> None:
+    model, dataset = load_detector(load_config(config_file), trained, GPU)
+    model.roi_head.test_cfg.score_thr = score_thr
+    loader = build_test_loader(dataset, range(len(dataset)), 0)
+    batches = [[to_device(one, GPU) for one in some] for some in batches_of_one_shape(loader, 4)]
+    found = []
+    for way in (masks_as_run_lengths, detecting_at_once):
+        with torch.no_grad(), way(model):
+            found.append([one for batch in batches for one in detect(model, together(batch))])
+    assert sum(len(rows) for boxes, _ in found[0] for rows in boxes) > len(dataset)
+    for (boxes, masks), (expected_boxes, expected_masks) in zip(found[1], found[0], strict=True):
+        for rows, expected in zip(boxes, expected_boxes, strict=True):
+            np.testing.assert_allclose(rows, expected, rtol=1e-6)
+        assert masks == expected_masks
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
