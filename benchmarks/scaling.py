@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_throughput import SIDES, config_of
+from benchmarks.train_throughput import SIDES, WINDOW, config_of
 
 COLUMNS = ("variant", "GPUs", "img/s", "a GPU", "efficiency", "gradients' share", "waits for data")
 MORE = ("first window after", "GPU GiB", "host GiB a process", "of them loading")
@@ -54,6 +54,7 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
     from dfvt.engine.callbacks import Callback, StepRecord
     from dfvt.engine.console import quiet_libraries
     from dfvt.engine.hooks import TrainingStopped
+    from dfvt.engine.infer import build_bare_detector
     from dfvt.engine.runner import DetectorRunner
     from dfvt.engine.train import train
 
@@ -92,15 +93,22 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
     counted = [record for _, record in windows.noted[len(windows.noted) // 2 :]]
     cuda = device.type == "cuda"
     noted = [values[0] for values in gathered if values]
+    images = arguments.batch * world_size
+    seconds = [images / record.images_per_second for record in counted]
+    spread = statistics.stdev(seconds) / statistics.mean(seconds) if len(seconds) > 1 else 0.0
+    parameters = [one.numel() for one in build_bare_detector(cfg).parameters() if one.requires_grad]
     return {
         **one,
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "torch": torch.__version__,
         "images_per_second": statistics.median(record.images_per_second for record in counted),
+        "batch": arguments.batch,
         "windows": len(counted),
+        # of one iteration: that of windows is smaller, as they are means
+        "spread": WINDOW**0.5 * spread,
+        "gradient_bytes": 4 * sum(parameters),
         "data_share": statistics.median(
-            record.data_seconds * record.images_per_second / (arguments.batch * world_size)
-            for record in counted
+            record.data_seconds * record.images_per_second / images for record in counted
         ),
         "first_window_after_seconds": windows.noted[0][0],
         "gpu_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,

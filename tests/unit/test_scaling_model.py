@@ -1,0 +1,64 @@
+"""The model of many hosts agrees with what it was made from, and with what must be so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.scaling_model import COUNTS, Measured, between_hosts, lateness, plot, predict, read
+
+HOST = Measured(4, 0.03, 0.05, 0.001, 180e6, 0.0, 0.002, 2)
+
+
+def rows() -> list[dict[str, object]]:
+    common = {"variant": "tiny", "batch": 4, "spread": 0.05, "gradient_bytes": 180e6}
+    return [
+        {**common, "gpus": 1, "images_per_second": 100.0},
+        {**common, "gpus": 2, "images_per_second": 160.0, "gradients_share": 0.1},
+    ]
+
+
+def test_measured_speeds_come_back(tmp_path: Path) -> None:
+    (tmp_path / "scaling.json").write_text(json.dumps(rows()))
+    measured, _ = read(tmp_path / "scaling.json", "tiny")
+    assert predict(measured, 1, 200, 8).images_per_second == pytest.approx(100)
+    assert predict(measured, 2, 200, 2).images_per_second == pytest.approx(160)
+    assert measured.exchange_seconds == pytest.approx(0.005)
+    assert measured.late_seconds == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("kept", [slice(0, 1), slice(1, 2)])
+def test_what_was_not_measured_is_asked_for(tmp_path: Path, kept: slice) -> None:
+    (tmp_path / "scaling.json").write_text(json.dumps(rows()[kept]))
+    with pytest.raises(ValueError, match="run benchmarks"):
+        read(tmp_path / "scaling.json", "tiny")
+
+
+@given(gpus=st.sampled_from(COUNTS), gigabits=st.sampled_from([100.0, 200.0, 400.0]), hidden=st.floats(0, 1))
+def test_more_gpus_do_more_less_well(gpus: int, gigabits: float, hidden: float) -> None:
+    host = replace(HOST, hidden=hidden)
+    one, twice = (predict(host, count, gigabits, 8) for count in (gpus, 2 * gpus))
+    assert one.images_per_second < twice.images_per_second
+    assert twice.efficiency <= one.efficiency <= 1
+    assert predict(host, gpus, 2 * gigabits, 8).efficiency >= one.efficiency
+
+
+def test_a_link_carries_nearly_twice_the_gradients() -> None:
+    assert between_hosts(1, 180e6, 200) == 0
+    assert between_hosts(512, 180e6, 200) == pytest.approx(2 * 180e6 / 20e9, rel=0.1)
+
+
+def test_the_slowest_of_many_is_later() -> None:
+    assert lateness(1) == 0
+    assert lateness(8) == pytest.approx(1.42, abs=0.02)  # the mean of the greatest of eight normal numbers
+    assert lateness(512) > lateness(64)
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    plot({"200 Gb/s": [predict(HOST, count, 200, 8) for count in COUNTS]}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
