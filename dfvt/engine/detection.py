@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmdet.core import bbox2result, bbox2roi
+from mmdet.core import bbox2result, bbox2roi, encode_mask_results
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import StandardRoIHead
 from torch import Tensor
@@ -40,6 +40,38 @@ def detecting_at_once(model: Any) -> Iterator[bool]:
         if encoded and detects_as_mmdet(roi_head):
             replace(replaced, roi_head, "simple_test", detect_at_once(roi_head))
         yield encoded
+
+
+@contextmanager
+def encoded_results(model: Any, device: torch.device) -> Iterator[Callable[[dict[str, Any]], list[Any]]]:
+    """A function for the body: mmdet results of a batch on `device`, masks as COCO's run lengths.
+
+    A batch that the device has no memory for passes image by image.
+    """
+    with (detecting_at_once if device.type == "cuda" else masks_as_run_lengths)(model) as encoded:
+
+        def results_of(inputs: dict[str, Any]) -> list[Any]:
+            results = detect(model, inputs)
+            if encoded or not isinstance(results[0], tuple):
+                return results
+            return [(boxes, encode_mask_results(masks)) for boxes, masks in results]
+
+        yield results_of
+
+
+def detect(model: Any, inputs: dict[str, Any]) -> list[Any]:
+    """mmdet results of a batch; one that the device has no memory for passes image by image."""
+    try:
+        return model(return_loss=False, rescale=True, **inputs)
+    except torch.OutOfMemoryError:
+        images, metas = inputs["img"][0], inputs["img_metas"][0]
+        if len(images) == 1 or len(inputs["img"]) > 1:
+            raise
+    torch.cuda.empty_cache()
+    singles = (
+        {"img": [image[None]], "img_metas": [[meta]]} for image, meta in zip(images, metas, strict=True)
+    )
+    return [model(return_loss=False, rescale=True, **single)[0] for single in singles]
 
 
 def replace(until: ExitStack, module: Any, name: str, by: Callable[..., Any]) -> None:

@@ -16,13 +16,11 @@ import torch.distributed as dist
 from faster_coco_eval import COCOeval_faster
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import get_dist_info
-from mmdet.core import encode_mask_results
 
 from dfvt.data.loading import build_test_loader
 from dfvt.data.samples import Batch
 from dfvt.engine.compat import to_device
-from dfvt.engine.detection import detecting_at_once
-from dfvt.engine.segments import masks_as_run_lengths
+from dfvt.engine.detection import encoded_results
 
 # COCO's twelve numbers: average precisions as the contract names them, then average recalls.
 METRIC_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
@@ -97,14 +95,10 @@ def predict(
     indices = range(rank, len(dataset), world_size)
     order = sorted(indices, key=partial(image_shape, dataset)) if num_at_once > 1 else list(indices)
     found: list[Any] = []
-    with (detecting_at_once if on_gpu else masks_as_run_lengths)(model) as encoded:
+    with encoded_results(model, device) as results_of:
         loader = build_test_loader(dataset, order, num_workers, pin_memory=on_gpu)
         for inputs in batches_of_one_shape(loader, num_at_once):
-            for result in detect(model, together([to_device(one, device) for one in inputs])):
-                if isinstance(result, tuple) and not encoded:
-                    boxes, masks = result
-                    result = (boxes, encode_mask_results(masks))
-                found.append(result)
+            found += results_of(together([to_device(one, device) for one in inputs]))
             if progress and rank == 0:
                 progress(len(found), len(indices))
     model.train(was_training)
@@ -116,21 +110,6 @@ def predict(
     if rank:
         return None
     return [shares[index % world_size][index // world_size] for index in range(len(dataset))]
-
-
-def detect(model: Any, inputs: dict[str, Any]) -> list[Any]:
-    """mmdet results of a batch; one that the device has no memory for passes image by image."""
-    try:
-        return model(return_loss=False, rescale=True, **inputs)
-    except torch.OutOfMemoryError:
-        images, metas = inputs["img"][0], inputs["img_metas"][0]
-        if len(images) == 1 or len(inputs["img"]) > 1:
-            raise
-    torch.cuda.empty_cache()
-    singles = (
-        {"img": [image[None]], "img_metas": [[meta]]} for image, meta in zip(images, metas, strict=True)
-    )
-    return [model(return_loss=False, rescale=True, **single)[0] for single in singles]
 
 
 def image_shape(dataset: Any, index: int) -> tuple[float, int, int]:

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from mmcv import Config
 from mmcv.parallel import collate
-from mmdet.core import encode_mask_results
 from mmdet.datasets.pipelines import Compose
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -22,6 +22,7 @@ from dfvt.data.loading import ForkingLoader
 from dfvt.data.samples import unpack
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import arguments_of
+from dfvt.engine.detection import encoded_results
 from dfvt.engine.infer import build_bare_detector
 from dfvt.models.checkpoints import load_weights
 
@@ -63,6 +64,7 @@ class Predictor:
         self.classes = class_names(cfg, meta)
         self.device = device
         self.model = model.to(device)
+        self.one_at_a_time = Lock()  # a server's threads share the detector
         pipeline = copy.deepcopy(cfg.data.test.pipeline)
         if pipeline[0].type not in LOADERS:
             raise ValueError(f"the config's test pipeline begins with {pipeline[0].type}, not {LOADERS[0]}")
@@ -81,12 +83,13 @@ class Predictor:
         groups: dict[Any, list[int]] = {}
         for index, data in enumerate(prepared):
             groups.setdefault(data["img"][0].shape, []).append(index)
-        for indices in groups.values():
-            inputs = unpack(collate([prepared[index] for index in indices], samples_per_gpu=len(indices)))
-            metas = inputs["img_metas"][0]
-            results = self.model(return_loss=False, rescale=True, **to_device(inputs, self.device))
-            for index, meta, result in zip(indices, metas, results, strict=True):
-                found[index] = as_prediction(result, *meta["ori_shape"][:2])
+        with self.one_at_a_time, encoded_results(self.model, self.device) as results_of:
+            for indices in groups.values():
+                inputs = unpack(collate([prepared[index] for index in indices], samples_per_gpu=len(indices)))
+                metas = inputs["img_metas"][0]
+                results = results_of(to_device(inputs, self.device))
+                for index, meta, result in zip(indices, metas, results, strict=True):
+                    found[index] = as_prediction(result, *meta["ori_shape"][:2])
         return [found[index] for index in range(len(prepared))]
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
@@ -113,14 +116,14 @@ def class_names(cfg: Config, meta: dict[str, Any]) -> tuple[str, ...]:
 
 
 def as_prediction(result: Any, height: int, width: int) -> Prediction:
-    """mmdet's result of an image in the order of the scores."""
+    """mmdet's result of an image, masks as run lengths, in the order of the scores."""
     per_class, masks_per_class = result if isinstance(result, tuple) else (result, None)
     boxes = np.concatenate(per_class).astype(np.float32)
     labels = np.concatenate([np.full(len(one), label, np.int64) for label, one in enumerate(per_class)])
     order = np.argsort(-boxes[:, 4], kind="stable")
     masks = None
     if masks_per_class is not None:
-        encoded = [mask for one in encode_mask_results(masks_per_class) for mask in one]
+        encoded = [mask for one in masks_per_class for mask in one]
         masks = [{**encoded[index], "counts": encoded[index]["counts"].decode()} for index in order]
     return Prediction(height, width, boxes[order, :4], labels[order], boxes[order, 4], masks)
 

@@ -20,8 +20,8 @@ from dfvt.cli import main
 from dfvt.data.loading import build_test_loader
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
-from dfvt.engine.detection import detecting_at_once
-from dfvt.engine.evaluate import batches_of_one_shape, detect, evaluate_model, together
+from dfvt.engine.detection import detect, detecting_at_once
+from dfvt.engine.evaluate import batches_of_one_shape, evaluate_model, together
 from dfvt.engine.infer import load_detector
 from dfvt.engine.segments import masks_as_run_lengths
 from dfvt.engine.train import train

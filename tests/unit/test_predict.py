@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_images_of_different_sizes_in_one_batch(config: Config, checkpoint: Path
         (alone,) = predictor([image])
         assert (one.height, one.width) == image.shape[:2]
         np.testing.assert_allclose(one.scores, alone.scores, rtol=1e-4)
+
+
+def test_threads_share_a_detector(config: Config, checkpoint: Path) -> None:
+    predictor = Predictor(config, checkpoint, CPU)
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    (alone,) = predictor([image])
+    with ThreadPoolExecutor(4) as threads:
+        for (one,) in threads.map(predictor, [[image]] * 12):
+            np.testing.assert_array_equal(one.boxes, alone.boxes)
+            assert one.masks == alone.masks
 
 
 def test_a_picture_of_each_image_and_a_data_set_of_all(

@@ -14,7 +14,8 @@ from mmdet.core import encode_mask_results
 from mmdet.models import build_head
 
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.engine.evaluate import detect, predict
+from dfvt.engine.detection import detect
+from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.segments import encode_masks, masks_as_run_lengths
 
