@@ -154,7 +154,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project, number: signal.Signals) -> None:
-    spec = write_spec(prepared, SPEC + "max_concurrent_trials: 1\n")
+    text = SPEC.replace("num_epochs: 2", "num_epochs: 12")  # else it may be over before it hears of it
+    spec = write_spec(prepared, text + "max_concurrent_trials: 1\n")
     log = (prepared.path / "sweep.log").open("w")
     driver = subprocess.Popen(
         [str(prepared.path / ".venv/bin/python"), "-m", "dfvt", "sweep", spec],
