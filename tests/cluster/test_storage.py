@@ -62,3 +62,27 @@ def test_a_sweep_outlives_its_node_and_its_driver(
     assert results.returncode == 0 and "| finished |" in results.stdout, results.stdout
     assert not list((prepared.path / ".dfvt/sweeps").glob("*/trials")), "nothing relied on a shared folder"
     assert not list((tmp_path / "second").rglob("latest.pth"))
+
+
+@pytest.mark.slow
+def test_a_population_hands_states_on_between_nodes_that_share_nothing(
+    storage: str,
+    nodes: Nodes,  # noqa: F811
+    prepared: Project,
+    tmp_path: Path,
+) -> None:
+    text = SPEC.replace("grid\n", "random\nnum_samples: 2\n").replace("num_epochs: 1", "num_epochs: 2")
+    text = text.replace("grid: [1.0e-4, 1.0e-3]", "loguniform: [1.0e-5, 1.0e-2]")
+    text = text.replace("log_config.interval: 1", "log_config.interval: 1, evaluation.interval: 1")
+    text += f"scheduler: pbt\nscheduler_options: {{perturbation_interval: 1}}\nstorage: '{storage}'\n"
+    for name in ("first", "second"):
+        nodes.add(1, TMPDIR=folder_of(tmp_path, name))
+    nodes.finish(nodes.start(write_spec(prepared, text), TMPDIR=folder_of(tmp_path, "driver")))
+
+    trials = StorageFolder(storage) / "nodes/trials"
+    found = [json.loads((trials / name).read("trial.json") or b"") for name in ("0001", "0002")]
+    assert [(record["status"], record["epoch"]) for record in found] == [("finished", 2)] * 2
+    assert sorted(len(record["taken_over"]) for record in found) == [0, 1], nodes.log()
+    assert len(runs(prepared)) == 2
+    for run in runs(prepared):
+        assert run.info.status == "FINISHED"
