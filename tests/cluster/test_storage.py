@@ -79,10 +79,7 @@ def test_a_population_hands_states_on_between_nodes_that_share_nothing(
         nodes.add(1, TMPDIR=folder_of(tmp_path, name))
     nodes.finish(nodes.start(write_spec(prepared, text), TMPDIR=folder_of(tmp_path, "driver")))
 
-    trials = StorageFolder(storage) / "nodes/trials"
-    found = [json.loads((trials / name).read("trial.json") or b"") for name in ("0001", "0002")]
-    assert [(record["status"], record["epoch"]) for record in found] == [("finished", 2)] * 2
-    assert sorted(len(record["taken_over"]) for record in found) == [0, 1], nodes.log()
-    assert len(runs(prepared)) == 2
-    for run in runs(prepared):
-        assert run.info.status == "FINISHED"
+    results = prepared.run("python", "-m", "dfvt", "sweep", "results", f"{storage}/nodes")
+    assert results.stdout.count("| finished | 2/2 |") == 2, results.stdout
+    assert [run.info.status for run in runs(prepared)] == ["FINISHED"] * 2
+    assert sum("dfvt.taken_over.1" in run.data.tags for run in runs(prepared)) == 1, nodes.log()
