@@ -82,6 +82,8 @@ def _sweep(options: Namespace) -> None:
                 print("\n".join(plan_lines(sweep)))
             else:
                 print(results_table(run_sweep(sweep), sweep.spec.metric, sweep.spec.mode))
+                name = sweep.mirror.remote or sweep.spec.name
+                print(f"as a file, with plots: dfvt sweep results {name}", file=sys.stderr)
         case words:
             raise ValueError(
                 f"sweep {' '.join(words)}: write a spec's file, or status or results and a sweep's name"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
 
 from dfvt.cluster.session import num_workers_that_fit
@@ -27,7 +29,8 @@ def max_concurrent_trials(spec: SweepSpec) -> int:
         if number * least > resources.get(name, 0):
             raise ValueError(
                 f"a trial needs {number * least:g} {name}s (num_workers {least}), but "
-                f"the cluster has {resources.get(name, 0):g}: lower num_workers"
+                f"{'the cluster' if os.environ.get('RAY_ADDRESS') else 'this machine'} has "
+                f"{resources.get(name, 0):g}: lower num_workers"
                 + {"CPU": " or cpus_per_worker", "GPU": ", or set use_gpu to false"}.get(name, "")
             )
     num_workers = num_workers_that_fit(wanted)

@@ -51,8 +51,10 @@ class MlflowCurves(ClusterCallback):
         self.devices: dict[int, str] = {}
 
     def on_start(self, start: TrainingStart) -> None:
+        if self.folder:  # the run may have points of a training that was killed before its first state
+            self.in_doubt = True
         if self.folder and start.resumed_from:
-            self.in_doubt, self.resumed_at = True, start.step
+            self.resumed_at = start.step
             for _, numbers in read_val(self.folder, start.step):
                 self.update_best(numbers)
         if self.settings:

@@ -171,7 +171,11 @@ def require_same_spec(spec: SweepSpec, sweep: Mirror) -> None:
         return
     begun, wanted = json.loads(file.read_text()), json.loads(text_of(spec))
     defaults = json.loads(text_of(SweepSpec(name=spec.name)))  # what versions before did not know
-    differing = [key for key, value in wanted.items() if begun.get(key, defaults[key]) != value]
+    differing = [
+        key
+        for key, value in wanted.items()
+        if key != "num_trials" and begun.get(key, defaults[key]) != value  # it follows from the others
+    ]
     if differing:
         raise ValueError(
             f"the sweep {spec.name} in {sweep.remote or sweep.folder} was begun with another spec "

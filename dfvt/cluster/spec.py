@@ -220,6 +220,13 @@ def problem_of(spec: SweepSpec) -> str | None:
                 return (
                     f"space.{key} depends on {other}, which depends on another key itself: one level is all"
                 )
+            listed = spec.space[other]
+            never = [one for one in domain.when[other] if one not in listed.values]
+            if listed.kind not in RANGES and never:
+                return (
+                    f"space.{key} counts at {other}: {never[0]}, which is not among its values "
+                    f"{', '.join(map(str, listed.values))}"
+                )
     return None
 
 

@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 
 from dfvt.cluster.capacity import max_concurrent_trials
+from dfvt.cluster.interruption import start_trials_at_work, stopping_gently
 from dfvt.cluster.nodes import require_reached, require_shared
 from dfvt.cluster.notes import read_note
 from dfvt.cluster.parents import NOTE, parent_run
@@ -250,7 +251,7 @@ def plan_lines(sweep: Sweep) -> list[str]:
         lines = [f"{spec.num_samples} trials that {spec.algorithm} will choose"]
     num_alike = num_draws(spec) - len(trials)
     if num_alike > 0:
-        lines.append(f"{num_alike} of {num_draws(spec)} draws are like another one, and no trials")
+        lines.append(f"{num_alike} of {num_draws(spec)} draws are like another one, and not repeated")
     if spec.images_per_second is None:
         return [*lines, "images_per_second of one worker in the spec would tell how long they take"]
     longest = max_epochs(spec, sweep.configs)
@@ -364,8 +365,11 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
     num_epochs = max_epochs(spec, sweep.configs)
     sweep = replace(sweep, segment=segment_of(spec, num_epochs))
     random.seed(spec.seed)  # what schedulers change, they draw from the global generator
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see `stopping_gently`
+    trials_at_work = start_trials_at_work()
     trainable = tune.with_resources(
-        tune.with_parameters(TrialTraining, sweep=sweep, run=run), {"memory": TRIAL_PROCESS_BYTES}
+        tune.with_parameters(TrialTraining, sweep=sweep, trials_at_work=trials_at_work, run=run),
+        {"memory": TRIAL_PROCESS_BYTES},
     )
     if tune.Tuner.can_restore(tune_folder):
         tuner = tune.Tuner.restore(tune_folder, trainable, resume_errored=True)
@@ -396,7 +400,8 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
             ),
         )
     note_spec(spec, mirror)
-    tuner.fit()
+    with stopping_gently(trials_at_work):
+        tuner.fit()
 
 
 def max_epochs(spec: SweepSpec, configs: Mapping[str, str]) -> int:

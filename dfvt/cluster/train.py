@@ -138,12 +138,14 @@ def run_training(
     listening = threading.Thread(target=collect, args=(relayed, training, events), daemon=True)
     training.start()
     listening.start()
-    ended = False
+    ended, asked = False, False
     deadline = time.monotonic() + (job.max_seconds or float("inf"))
     try:
         while not ended and (listening.is_alive() or not events.empty()):
-            if stop and stop.is_set():
+            if stop and stop.is_set() and not asked:
                 stops.put(None)
+                asked, release = True, time.monotonic() + RELEASE_SECONDS
+            if asked and time.monotonic() > release:
                 break
             if time.monotonic() > deadline:
                 workers.kill()  # without them their places would stay taken

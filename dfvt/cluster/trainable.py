@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import ray
 from ray import tune
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.tune.result import DONE
 
 from dfvt.cluster.population import hand_over, take_over
@@ -98,11 +102,12 @@ class TrialTraining(tune.Trainable):
 
     Started again after a failure, it goes on in the same folder and MLflow run. Its process serves one trial
     after the other. `run` is what a trial does, `dfvt.cluster.trials.run_trial` unless a benchmark needs
-    another.
+    another. When the sweep is interrupted (`trials_at_work` says so, as Ray Tune would have it wait for the
+    present step), it writes its state and hands nothing more on.
     """
 
     def setup(  # type: ignore[override]  # with_parameters gives the others
-        self, config: dict[str, Any], sweep: Sweep, run: RunTrial | None = None
+        self, config: dict[str, Any], sweep: Sweep, trials_at_work: ActorHandle, run: RunTrial | None = None
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import
         if run is None:
@@ -113,6 +118,15 @@ class TrialTraining(tune.Trainable):
         self.run_trial: RunTrial = run
         self.drawn = plain_values(config[TRIAL])
         self.thread: threading.Thread | None = None
+        self.trials_at_work = trials_at_work
+        self.stop_asked, self.interrupted = threading.Event(), threading.Event()
+        threading.Thread(target=self.wait_for_interruption, daemon=True).start()
+
+    def wait_for_interruption(self) -> None:
+        with suppress(RayError):  # the sweep has ended
+            ray.get(self.trials_at_work.wait_for_stop.remote())
+            self.interrupted.set()
+            self.stop_asked.set()
 
     def begin(self) -> threading.Thread:
         """Starts the trial, or the next segment of it."""
@@ -132,16 +146,26 @@ class TrialTraining(tune.Trainable):
     def train_in_thread(
         self, drawn: Assignment, results: SimpleQueue[Result | BaseException], stop: threading.Event
     ) -> None:
+        if not ray.get(self.trials_at_work.begin.remote(self.trial_id)):
+            return
         try:
             # of a segment the last validation is all that the scheduler is to know
             hand_on = results.put if self.sweep.segment is None else lambda result: None
-            result = self.run_trial(self.sweep, self.trial_id, drawn, hand_on, stop)
-            results.put({DONE: True, **result})
+            result = {DONE: True, **self.run_trial(self.sweep, self.trial_id, drawn, hand_on, stop)}
+            if result[DONE] or not self.interrupted.is_set():
+                results.put(result)
         except BaseException as error:  # raised in step
-            results.put(error)
+            if not self.interrupted.is_set():
+                results.put(error)
+        finally:
+            self.trials_at_work.end.remote(self.trial_id)
 
     def step(self) -> Result:
-        """Waits for the next validation, the end of the segment, or that of the trial."""
+        """Waits for the next validation, the end of the segment, or that of the trial.
+
+        After an interruption it waits until it is killed: Tune would take any answer for an end, or for a
+        failure.
+        """
         if self.thread is None:
             self.thread = self.begin()
         result = self.results.get()

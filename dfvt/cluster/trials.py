@@ -165,7 +165,8 @@ def run_trial(
             recorder.finish()
         elif job.until_epoch and not stop.is_set() and reports.record.epoch < job.until_epoch:
             raise RuntimeError(f"the training's records after epoch {reports.record.epoch} were lost")
-    return {**reports.result(), DONE: reports.record.status == "finished" or not sweep.segment}
+    done = reports.record.status == "finished" or not (sweep.segment or stop.is_set())
+    return {**reports.result(), DONE: done}
 
 
 def size_of(config: Path) -> dict[str, float]:

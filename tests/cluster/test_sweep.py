@@ -82,7 +82,7 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
             SPEC.replace("lr: {grid", "model.backbone.drop_path: {grid"),
             "the config has no key model.backbone.drop_path, the nearest is model.backbone.drop_path_rate",
         ),
-        (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but the cluster has 0"),
+        (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but this machine has 0"),
         (SPEC + "metric: bbox_map", "metric bbox_map is none of bbox_mAP, bbox_mAP_50"),
         (SPEC + "profile: custom\n", "profile is custom, but the data set in data/dataset is of mini"),
     ],
@@ -155,6 +155,8 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project, number: signal.Signals) -> None:
     text = SPEC.replace("num_epochs: 2", "num_epochs: 12")  # else it may be over before it hears of it
+    # no state but that of the interruption
+    text = text.replace("log_config.interval: 1", "log_config.interval: 1, checkpoint_config.interval: 1000")
     spec = write_spec(prepared, text + "max_concurrent_trials: 1\n")
     log = (prepared.path / "sweep.log").open("w")
     driver = subprocess.Popen(
@@ -184,6 +186,10 @@ def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project, number: sig
     assert_each_trial_once(prepared, "two", ["finished", "finished"])
     log_text = (prepared.path / ".dfvt/sweeps/two/trials/0001/log.txt").read_text()
     assert "continues after step" in log_text
+    client = MlflowClient(tracking_uri=f"sqlite:///{prepared.path}/mlflow.db")
+    for run in runs(prepared):
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == list(range(1, 73))  # 12 epochs of 24 images, 4 at a time
 
 
 @pytest.mark.slow

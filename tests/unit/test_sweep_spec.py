@@ -142,6 +142,10 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("space: {seed: {uniform: [0, 9]}}", "space.seed must hold whole numbers: write randint"),
         ("space: {num_epochs: {choice: [0]}}", "space.num_epochs must hold whole numbers"),
         ("space: {lr: {choice: [1], when: {seed: 0}}}", "space.lr depends on seed, which is no other key"),
+        (
+            "space: {lr: {choice: [1], when: {seed: 2}}, seed: {choice: [0, 1]}}",
+            "space.lr counts at seed: 2, which is not among its values 0, 1",
+        ),
         ("num_samples: 0", "num_samples is 0, but must be a whole number of at least 1"),
         ("name: a/b", 'name is "a/b", but must be a name of letters'),
         ("budget_gpu_hours: -1", "budget_gpu_hours is -1, but must be the most GPU-hours"),

@@ -1,0 +1,87 @@
+"""Trials are asked to stop once, and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from dfvt.cluster import interruption
+from dfvt.cluster.interruption import TrialsAtWork, stop_trials, stopping_gently
+
+
+def test_trials_that_train_are_counted_and_none_begins_after_the_stop() -> None:
+    async def story() -> None:
+        trials = TrialsAtWork()
+        waiting = asyncio.create_task(trials.wait_for_stop())
+        assert await trials.begin("a") and await trials.begin("b")
+        await trials.end("b")
+        assert await trials.count() == 1
+        assert not waiting.done()
+        await trials.stop()
+        await asyncio.wait_for(waiting, 5)
+        assert not await trials.begin("c")
+        assert await trials.count() == 1
+        await trials.end("a")
+        await trials.end("a")
+        assert await trials.count() == 0
+
+    asyncio.run(story())
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The actor in this process: what is asked of it is done at once."""
+    state = TrialsAtWork()
+
+    def remotely(name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *given: asyncio.run(getattr(state, name)(*given)))
+
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
+    names = ("begin", "end", "stop", "count")
+    return SimpleNamespace(**{name: remotely(name) for name in names})
+
+
+def test_the_main_thread_hears_of_it_when_no_trial_trains(actor: Any) -> None:
+    actor.begin.remote("a")
+    with pytest.raises(KeyboardInterrupt), stopping_gently(actor):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.5)  # nothing happens as long as one trains
+        actor.end.remote("a")
+        threading.Event().wait(20)
+        pytest.fail("nothing came")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_trial_that_does_not_end_is_not_waited_for(actor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "PATIENCE_SECONDS", 0.3)
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append(number))
+    actor.begin.remote("a")
+    over = threading.Event()
+    stop_trials(actor, over)
+    assert sent == [signal.SIGUSR1]
+    assert not actor.begin.remote("b")
+    over.set()
+    stop_trials(actor, over)
+    assert sent == [signal.SIGUSR1], "nobody listens any more"
+
+
+def test_a_second_interruption_does_not_wait(actor: Any) -> None:
+    actor.begin.remote("a")
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), stopping_gently(actor):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert time.monotonic() - started < 5
+    actor.end.remote("a")
+    (waiting,) = [one for one in threading.enumerate() if one.name.endswith("(stop_trials)")]
+    waiting.join(10)
+    assert not waiting.is_alive()
