@@ -128,6 +128,18 @@ def test_a_killed_training_that_goes_on_has_each_point_once(tmp_path: Path, sent
     assert [value for name, step, value in run.points if name == "best_segm_mAP" and step == 9] == [0.47]
 
 
+def test_a_training_that_was_killed_before_its_first_state_has_each_point_once(tmp_path: Path) -> None:
+    run = Run()
+    for step in range(1, 5):
+        run.log_curve([(step, {"train/loss": float(step)})])
+    curves = MlflowCurves(run, folder=tmp_path)  # type: ignore[arg-type]
+    curves.on_start(START)
+    for step in range(1, 10):
+        curves.on_step(step_at(step))
+    curves.on_end(Path("checkpoint.pth"))
+    assert run.steps("train/loss") == list(range(1, 10))
+
+
 def test_numbers_of_an_outage_are_sent_after_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
