@@ -305,6 +305,19 @@ def num_trials_of(spec: SweepSpec) -> int:
     return len(draw_trials(spec)) if spec.algorithm in DRAWN else spec.num_samples
 
 
+def examples_of_models(spec: SweepSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each value of a key of the model, the ends of a range, an assignment that has it, and its name."""
+    first = {key: domain.values[0] for key, domain in spec.space.items()}
+    for variant in spec.variants:
+        for key, domain in spec.space.items():
+            if key.startswith("model."):
+                met = {other: wanted[0] for other, wanted in domain.when.items()}
+                values = (domain.values[0],) if domain.kind == "randint" else domain.values
+                for value in values:
+                    assignment = {"variant": variant, **first, **met, key: value}
+                    yield f"{key}: {value}", active_part(spec.space, assignment)
+
+
 def examples(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     """For each variant, assignments in which every key counts at least once: to check the keys."""
     first = {key: domain.values[0] for key, domain in spec.space.items()}

@@ -42,10 +42,12 @@ from dfvt.cluster.spaces import EPOCH, TRIAL, param_space_of, scheduler_of, sear
 from dfvt.cluster.spec import (
     DRAWN,
     TRAIN_KEYS,
+    Assignment,
     SweepSpec,
     active_part,
     draw_trials,
     examples,
+    examples_of_models,
     load_spec,
     num_draws,
     num_trials_of,
@@ -149,10 +151,11 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
 
     Raises:
         FileNotFoundError: the spec, a config or the data set is missing.
-        ValueError: the spec is wrong, or names a key that no config has.
+        ValueError: the spec is wrong, names a key that no config has, or a value that makes no detector.
     """
     from dfvt.engine.config import load_config, use_dataset, with_absolute_paths
     from dfvt.engine.evaluate import METRIC_NAMES
+    from dfvt.engine.infer import build_bare_detector
     from dfvt.engine.options import merge_options
 
     spec, settings = load_spec(path), load_settings(project / "params.yaml")
@@ -178,7 +181,8 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         if settings.use_pretrained and weights.is_file():
             cfg.model.pretrained = str(weights)
         configs[variant] = with_absolute_paths(cfg, project).pretty_text
-    for assignment in examples(spec):
+
+    def config_with(assignment: Assignment) -> Config:
         searched = {key: value for key, value in assignment.items() if key not in (*TRAIN_KEYS, "variant")}
         cfg = Config.fromstring(configs[str(assignment["variant"])], ".py")
         try:
@@ -186,6 +190,16 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
         except ValueError as error:
             # of one of the two mappings that were merged, and it names the key
             raise ValueError(f"{path}: {str(error).removeprefix('cfg_options: ')}") from error
+        return cfg
+
+    for named, assignment in examples_of_models(spec):
+        cfg = config_with(assignment)
+        try:
+            build_bare_detector(cfg)
+        except ValueError as error:
+            raise ValueError(f"{path}: with {named} {error}") from error
+    for assignment in examples(spec):
+        cfg = config_with(assignment)
         try:
             require_search(spec, cfg, max_epochs(spec, configs))
         except ValueError as error:

@@ -82,6 +82,10 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
             SPEC.replace("lr: {grid", "model.backbone.drop_path: {grid"),
             "the config has no key model.backbone.drop_path, the nearest is model.backbone.drop_path_rate",
         ),
+        (
+            SPEC.replace("lr: {grid: [1.0e-4,", "model.backbone.drop_path_rate: {grid: [0.1, lots,"),
+            "with model.backbone.drop_path_rate: lots the config's model cannot be built",
+        ),
         (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but this machine has 0"),
         (SPEC + "metric: bbox_map", "metric bbox_map is none of bbox_mAP, bbox_mAP_50"),
         (SPEC + "profile: custom\n", "profile is custom, but the data set in data/dataset is of mini"),
@@ -195,7 +199,7 @@ def test_an_interrupted_sweep_says_so_and_goes_on(prepared: Project, number: sig
 @pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     text = SPEC.replace("num_epochs: 2", "num_epochs: 1\nmax_failures: 0")
-    text = text.replace("1.0e-3]}", "1.0e-3]}\n  model.backbone.window_size: {grid: [7, wide]}")
+    text = text.replace("1.0e-3]}", "1.0e-3]}\n  optimizer_config.grad_clip.max_norm: {grid: [1.0, wide]}")
     text = text.replace("[1.0e-4, 1.0e-3]", "[1.0e-4]")
     result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
     assert result.returncode == 0, result.stderr
