@@ -71,7 +71,8 @@ def test_a_population_hands_states_on_between_nodes_that_share_nothing(
     prepared: Project,
     tmp_path: Path,
 ) -> None:
-    text = SPEC.replace("grid\n", "random\nnum_samples: 2\n").replace("num_epochs: 1", "num_epochs: 2")
+    text = SPEC.replace("name: nodes", "name: population").replace("num_epochs: 1", "num_epochs: 2")
+    text = text.replace("grid\n", "random\nnum_samples: 2\n")
     text = text.replace("grid: [1.0e-4, 1.0e-3]", "loguniform: [1.0e-5, 1.0e-2]")
     text = text.replace("log_config.interval: 1", "log_config.interval: 1, evaluation.interval: 1")
     text += f"scheduler: pbt\nscheduler_options: {{perturbation_interval: 1}}\nstorage: '{storage}'\n"
@@ -79,7 +80,9 @@ def test_a_population_hands_states_on_between_nodes_that_share_nothing(
         nodes.add(1, TMPDIR=folder_of(tmp_path, name))
     nodes.finish(nodes.start(write_spec(prepared, text), TMPDIR=folder_of(tmp_path, "driver")))
 
-    results = prepared.run("python", "-m", "dfvt", "sweep", "results", f"{storage}/nodes")
+    results = prepared.run(
+        "python", "-m", "dfvt", "sweep", "results", str(StorageFolder(storage) / "population")
+    )
     assert results.stdout.count("| finished | 2/2 |") == 2, results.stdout
     assert [run.info.status for run in runs(prepared)] == ["FINISHED"] * 2
     assert sum("dfvt.taken_over.1" in run.data.tags for run in runs(prepared)) == 1, nodes.log()
