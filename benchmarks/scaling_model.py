@@ -8,7 +8,7 @@ with the GPUs of one host, and continued:
 
 - Gradients (float32) are summed up inside each host, then between hosts, then spread inside each host again,
   as NCCL does. The hosts' part sends 2·(H−1)/H of them through each host's link, in `BUCKETS` messages of
-  2·log2(H) hops each. What of it can be hidden is what was hidden on one host.
+  2·log2(H) hops each. None of that is hidden: a graph's gradients come all at once, after its backward pass.
 - Times of steps vary; of N processes the slowest one is as late as the greatest of N normal numbers. They
   vary with the canvas too, which is the same for all: the wait is rather less than what stands here.
 
@@ -42,7 +42,6 @@ class Measured:
         spread: standard deviation of an iteration's time, as a share of it.
         exchange_seconds: of gradients on `gpus` GPUs, beyond what is hidden.
         gradient_bytes: that each GPU has to give.
-        hidden: the share of the exchange that the backward pass hides.
         late_seconds: with `gpus` GPUs without exchange, beyond `step_seconds`.
         gpus: of the host, that were measured together.
     """
@@ -52,7 +51,6 @@ class Measured:
     spread: float
     exchange_seconds: float
     gradient_bytes: float
-    hidden: float
     late_seconds: float
     gpus: int
 
@@ -91,7 +89,7 @@ def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int
     """
     num_hosts = -(-num_gpus // gpus_a_host)
     inside = measured.exchange_seconds if num_gpus > 1 else 0.0
-    outside = between_hosts(num_hosts, measured.gradient_bytes, gigabits) * (1 - measured.hidden)
+    outside = between_hosts(num_hosts, measured.gradient_bytes, gigabits)
     wait = 0.0
     if num_gpus > 1:
         more = lateness(num_gpus) - lateness(measured.gpus)
@@ -125,7 +123,6 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
         spread=single["spread"],
         exchange_seconds=exchange,
         gradient_bytes=single["gradient_bytes"],
-        hidden=0.0,  # a graph's gradients come all at once, when its backward pass is over
         late_seconds=max(together - exchange - step, 0.0),
         gpus=int(most["gpus"]),
     )

@@ -87,7 +87,7 @@ def proposes_as_mmdet(rpn_head: Any) -> bool:
         and type(rpn_head)._get_bboxes_single is RPNHead._get_bboxes_single
         and rpn_head.use_sigmoid_cls
         and is_plain_coder(rpn_head.bbox_coder)
-        and is_plain_nms(rpn_head.test_cfg.nms)
+        and is_plain_nms(rpn_head.test_cfg.get("nms"))
     )
 
 

@@ -24,7 +24,7 @@ def chooses_as_mmdet(bbox_head: Any, cfg: ConfigDict) -> bool:
         and type(bbox_head).get_bboxes is BBoxHead.get_bboxes
         and not bbox_head.custom_cls_channels
         and is_plain_coder(bbox_head.bbox_coder)
-        and is_plain_nms(cfg.nms)
+        and is_plain_nms(cfg.get("nms"))
     )
 
 

@@ -49,9 +49,10 @@ class Proposals(Sequence[Tensor]):
         return together[self.valid[index]]
 
 
-def is_plain_nms(options: ConfigDict) -> bool:
-    """Whether a config asks for the suppression that is done for a whole batch."""
-    return options.type == "nms" and set(options) == {"type", "iou_threshold"}
+def is_plain_nms(options: ConfigDict | None) -> bool:
+    """Whether a config asks for the suppression that is done for a whole batch; mmcv's default type is it."""
+    named = {"type": "nms", **(options or {})}
+    return named["type"] == "nms" and set(named) == {"type", "iou_threshold"}
 
 
 def keep_greedily(bboxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -102,6 +102,20 @@ def session_config(shapes: DatasetManifest, one_thread: None) -> Config:
 def config(session_config: Config) -> Config:
     """Config of a debug-size Mask R-CNN DFvT on `shapes`: two epochs of four iterations."""
     return copy.deepcopy(session_config)
+
+
+@pytest.fixture(scope="module")
+def detector(session_config: Config) -> Any:
+    """The config's detector with random weights, the same each time, which keeps all that it finds."""
+    import torch
+
+    from dfvt.engine.infer import build_bare_detector
+
+    torch.manual_seed(0)
+    model: Any = build_bare_detector(session_config)
+    model.init_weights()
+    model.roi_head.test_cfg.score_thr = 0.0  # random weights are sure of nothing
+    return model
 
 
 @pytest.fixture

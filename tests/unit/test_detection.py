@@ -19,10 +19,10 @@ from dfvt.data.loading import build_test_loader
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.detection import detecting_at_once
 from dfvt.engine.evaluate import together
-from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.segments import encode_columns, masks_as_run_lengths
 from dfvt.models import detections
 from dfvt.models.detections import choose_detections
+from dfvt.models.proposals import is_plain_nms
 
 
 @given(
@@ -86,13 +86,18 @@ def test_run_lengths_are_found_where_masks_change(
     assert encode_columns(torch.from_numpy(bits)) == expected
 
 
-@pytest.fixture(scope="module")
-def detector(session_config: Config) -> Any:
-    torch.manual_seed(0)
-    model: Any = build_bare_detector(session_config)
-    model.init_weights()
-    model.roi_head.test_cfg.score_thr = 0.0  # random weights are sure of nothing
-    return model
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({"type": "nms", "iou_threshold": 0.5}, True),
+        ({"iou_threshold": 0.5}, True),
+        ({"type": "soft_nms", "iou_threshold": 0.5}, False),
+        ({"type": "nms", "iou_threshold": 0.5, "class_agnostic": True}, False),
+        (None, False),
+    ],
+)
+def test_suppression_of_another_kind_is_left_to_mmdet(options: dict[str, Any] | None, plain: bool) -> None:
+    assert is_plain_nms(options and ConfigDict(options)) == plain
 
 
 @pytest.fixture(scope="module")

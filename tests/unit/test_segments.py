@@ -16,7 +16,6 @@ from mmdet.models import build_head
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.detection import detect
 from dfvt.engine.evaluate import predict
-from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.segments import encode_masks, masks_as_run_lengths
 
 CPU = torch.device("cpu")
@@ -50,15 +49,6 @@ def test_run_lengths_are_those_of_the_bitmaps(
     scale = np.array([1.5, 1.25, 1.5, 1.25], dtype=np.float32)
     expected = encode_mask_results(head.get_seg_masks(*arguments, scale, rescale))
     assert encode_masks(head, *arguments, scale, rescale) == expected
-
-
-@pytest.fixture(scope="module")
-def detector(session_config: Config) -> Any:
-    torch.manual_seed(0)
-    model: Any = build_bare_detector(session_config)
-    model.init_weights()
-    model.roi_head.test_cfg.score_thr = 0.0  # random weights are sure of nothing
-    return model
 
 
 def test_images_that_pass_together_have_what_they_have_alone(detector: Any, session_config: Config) -> None:
