@@ -15,10 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfvt.data.canvases import Canvas
 from dfvt.data.samples import SampleKey, SeededDataset, TestImages, collate_samples
+
+Forecast = Callable[[Sequence[SampleKey]], Sequence[int]]  # the number of the canvas that each will need
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
@@ -46,7 +48,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         num_parts: int = 1,
-        canvases_of: Callable[[Sequence[SampleKey]], Sequence[int]] | None = None,
+        canvases_of: Forecast | None = None,
     ) -> None:
         assert batch_size % num_parts == 0, (batch_size, num_parts)
         self.groups = np.asarray(groups)
@@ -154,6 +156,35 @@ class ForkingLoader(DataLoader):
         finally:
             if was_enabled:
                 gc.enable()
+
+
+class _Parts(Dataset):
+    """A function's results for parts of its samples."""
+
+    def __init__(self, forecast: Forecast, keys: Sequence[SampleKey], part_size: int) -> None:
+        self.forecast = forecast
+        self.parts = [keys[start : start + part_size] for start in range(0, len(keys), part_size)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self.forecast(self.parts[place]))
+
+
+def forecast_in_processes(forecast: Forecast, num_workers: int, *, part_size: int = 1000) -> Forecast:
+    """The same forecast, made by as many processes: at the beginning of an epoch all GPUs wait for it.
+
+    A single part is forecast in this process, and so is everything if there are to be 0 workers.
+    """
+
+    def in_parts(keys: Sequence[SampleKey]) -> list[int]:
+        parts = _Parts(forecast, keys, part_size)
+        workers = min(num_workers, len(parts))
+        loader = ForkingLoader(parts, workers if workers > 1 else 0, batch_size=None, collate_fn=np.asarray)
+        return [int(canvas) for part in loader for canvas in part]
+
+    return in_parts
 
 
 def build_train_loader(

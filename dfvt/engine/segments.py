@@ -108,6 +108,8 @@ def encode_in_place(
 def encode_columns(bits: Tensor) -> list[dict[str, Any]]:
     """Run lengths of masks (n, width, height): where they change is looked for on their device."""
     number, width, height = bits.shape
+    if not number:
+        return []
     flat = bits.flatten(1)
     masks, places = (flat[:, 1:] != flat[:, :-1]).nonzero(as_tuple=True)
     counts = torch.bincount(masks, minlength=number)

@@ -19,7 +19,7 @@ from mmcv.runner import get_dist_info
 
 import dfvt.models
 from dfvt.data.forecast import canvas_forecast
-from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.data.loading import EpochBatchSampler, build_train_loader, forecast_in_processes
 from dfvt.engine.average import build_average
 from dfvt.engine.batches import plan_batches
 from dfvt.engine.build import build_merged_optimizer, build_model, distributed
@@ -143,7 +143,8 @@ def train(
         found = take_over, read_checkpoint(take_over)
         require_state(found[1], take_over)
     plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
-    canvases = canvases_of(cfg)
+    canvases, num_workers = canvases_of(cfg), cfg.data.workers_per_gpu
+    forecast = canvas_forecast(dataset, canvases) if cfg.get("group_by_canvas") else None
     sampler = EpochBatchSampler(
         dataset.flag,
         plan.batch_size,
@@ -151,7 +152,7 @@ def train(
         rank=rank,
         world_size=world_size,
         num_parts=plan.num_parts,
-        canvases_of=canvas_forecast(dataset, canvases) if cfg.get("group_by_canvas") else None,
+        canvases_of=forecast_in_processes(forecast, num_workers) if forecast else None,
     )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
@@ -185,7 +186,7 @@ def train(
             build_train_loader(
                 dataset,
                 sampler,
-                cfg.data.workers_per_gpu,
+                num_workers,
                 pin_memory=device.type == "cuda",
                 skip_unreadable=failure_policy_of(cfg).skip_unreadable,
                 pack_masks=bool(cfg.get("fast_heads")),

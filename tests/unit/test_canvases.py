@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mmdet.datasets import ConcatDataset, RepeatDataset
 
 from dfvt.data.canvases import canvas_for, pad_to_canvas
 from dfvt.data.forecast import forecast_shapes
-from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.data.loading import EpochBatchSampler, build_train_loader, forecast_in_processes
 from dfvt.data.masks import PackedMasks
 from dfvt.data.samples import SampleKey, SeededDataset
 from dfvt.engine.callbacks import Callback, StepRecord
@@ -252,6 +253,17 @@ def test_a_batch_holds_samples_of_canvases_that_follow_each_other(
     later = sampler(0)
     later.set_position(2, len(whole) // 2)
     assert list(later) == whole[len(whole) // 2 :]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("number", [0, 1, 7, 8, 29])
+def test_processes_forecast_what_one_would(num_workers: int, number: int) -> None:
+    keys = [SampleKey(index, 7 * index) for index in range(number)]
+
+    def forecast(some: Sequence[SampleKey]) -> list[int]:
+        return [key.image + key.seed for key in some]
+
+    assert forecast_in_processes(forecast, num_workers, part_size=4)(keys) == forecast(keys)
 
 
 def test_a_training_goes_by_canvases(config: Config, tmp_path: Path) -> None:
