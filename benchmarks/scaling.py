@@ -5,7 +5,9 @@ Usage: python -m benchmarks.scaling COCO [--gpus 1,2,4,8] [--variants tiny small
 `COCO` is as for `benchmarks.train_throughput`, and so are the images, the recipe and the sides. Each row is a
 training of its own, everything included, with as many processes as GPUs; the speed is the median of the
 second half of its windows of ten iterations. The same training without the exchange of gradients says how
-much of the time that takes, beyond what it hides behind the backward pass. `--cpu` takes the CPU, for a try.
+much of the time that takes, beyond what it hides behind the backward pass. With `--beside` trainings that
+leave GPUs free share the machine, so that each GPU has the same share of the host in all of them. `--cpu`
+takes the CPU, for a try.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,12 @@ def parse() -> Namespace:
     parser.add_argument("coco", type=Path)
     parser.add_argument("--gpus", default="1,2,4,8", help="counts; those that the machine lacks are named")
     parser.add_argument("--variants", nargs="+", default=["tiny"])
+    parser.add_argument(
+        "--exchange", nargs="*", help="variants whose exchange is measured too; all unless said"
+    )
+    parser.add_argument(
+        "--beside", action="store_true", help="several trainings at once, on GPUs of their own"
+    )
     parser.add_argument("--batch", type=int, default=4, help="images a GPU")
     parser.add_argument("--side", default="graphs", choices=SIDES)
     parser.add_argument("--seconds", type=float, default=90.0, help="of each training, its start included")
@@ -41,7 +52,10 @@ def parse() -> Namespace:
     parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU")
     parser.add_argument("--one", type=json.loads, help="(for its own processes)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.exchange is None:
+        arguments.exchange = arguments.variants
+    return arguments
 
 
 def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict[str, Any]:
@@ -130,10 +144,16 @@ def run_one(arguments: Namespace, started: float) -> None:
     print(json.dumps(result), flush=True)
 
 
-def measure(arguments: Namespace, one: dict[str, Any]) -> dict[str, Any] | None:
-    """What a training in processes of its own printed, or None after it failed and why was said."""
+def measure(arguments: Namespace, one: dict[str, Any], gpus: list[int]) -> dict[str, Any] | None:
+    """What a training in processes of its own on these GPUs printed; None if it failed, after saying why."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", *sys.argv[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = listed.split(",") if listed else [str(index) for index in range(max(gpus) + 1)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "CUDA_VISIBLE_DEVICES": ",".join(visible[index] for index in gpus),
+    }
     done = subprocess.run(
         [*command, "--one", json.dumps(one)], env=environment, capture_output=True, text=True
     )
@@ -147,6 +167,47 @@ def measure(arguments: Namespace, one: dict[str, Any]) -> dict[str, Any] | None:
     return result
 
 
+def run_all(
+    arguments: Namespace, trainings: list[dict[str, Any]], there: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each training with what was measured, as they end, with `--beside` several at once."""
+    free, changed = list(range(there)), threading.Condition()
+
+    def run(training: dict[str, Any]) -> dict[str, Any] | None:
+        number = training["gpus"]
+        with changed:
+            changed.wait_for(lambda: len(free) >= number)
+            own = [free.pop(0) for _ in range(number)]
+        try:
+            return measure(arguments, training, own)
+        finally:
+            with changed:
+                free.extend(own)
+                changed.notify_all()
+
+    with ThreadPoolExecutor(there if arguments.beside else 1) as pool:
+        running = {pool.submit(run, training): training for training in trainings}
+        for future in as_completed(running):
+            result = future.result()
+            if result is not None:
+                print(f"measured: {result}", file=sys.stderr, flush=True)
+                yield running[future], result
+
+
+def cells_of(result: dict[str, Any], single: float | None, alone: float | None) -> list[str]:
+    """A row of the table: `single` and `alone` are the speeds of one GPU, and without exchange."""
+    speed, count = result["images_per_second"], result["gpus"]
+    return [
+        *(result["variant"], str(count), f"{speed:.1f}", f"{speed / count:.1f}"),
+        f"{speed / (count * single):.1%}" if single else "",
+        f"{1 - speed / alone:.1%}" if alone else "",
+        f"{result['data_share']:.0%}",
+        f"{result['first_window_after_seconds']:.0f} s",
+        f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
+        *(f"{result[name]:.1f}" if result[name] else "" for name in ("host_gib", "loading_gib")),
+    ]
+
+
 def main() -> None:
     started = time.time()
     arguments = parse()
@@ -157,34 +218,33 @@ def main() -> None:
 
     there = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
     counts = [int(count) for count in arguments.gpus.split(",")]
-    print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
+    trainings = [
+        {"variant": variant, "gpus": count, "gradients": gradients}
+        for gradients in (True, False)
+        for count in sorted(counts, reverse=True)
+        for variant in (arguments.variants if gradients else arguments.exchange)
+        if count <= there and (gradients or count > 1)
+    ]
+    measured = {
+        (one["variant"], one["gpus"], one["gradients"]): result
+        for one, result in run_all(arguments, trainings, there)
+    }
     results = []
+    print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
     for variant in arguments.variants:
-        single = None
+        single = measured.get((variant, 1, True), {}).get("images_per_second")
         for count in counts:
-            if count > there:
-                print(f"| {variant} | {count} | not run: the machine has {there} |", flush=True)
-                continue
-            result = measure(arguments, {"variant": variant, "gpus": count, "gradients": True})
+            result = measured.get((variant, count, True))
             if result is None:
+                why = f"the machine has {there}" if count > there else "it failed"
+                print(f"| {variant} | {count} | not run: {why} |", flush=True)
                 continue
             speed = result["images_per_second"]
-            alone = measure(arguments, {**result, "gradients": False}) if count > 1 else None
-            if alone:
-                result["gradients_share"] = 1 - speed / alone["images_per_second"]
-            single = speed if count == 1 else single
+            alone = measured.get((variant, count, False), {}).get("images_per_second")
+            result["gradients_share"] = 1 - speed / alone if alone else None
             result["efficiency"] = speed / (count * single) if single else None
             results.append(result)
-            cells = [
-                *(variant, str(count), f"{speed:.1f}", f"{speed / count:.1f}"),
-                f"{result['efficiency']:.1%}" if single else "",
-                f"{result['gradients_share']:.1%}" if alone else "",
-                f"{result['data_share']:.0%}",
-                f"{result['first_window_after_seconds']:.0f} s",
-                f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
-                *(f"{result[name]:.1f}" if result[name] else "" for name in ("host_gib", "loading_gib")),
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            print(f"| {' | '.join(cells_of(result, single, alone))} |", flush=True)
     if results:
         print(f"\n{results[0]['device']}, torch {results[0]['torch']}, batch {arguments.batch} a GPU")
         Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(results, indent=1))

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.inference import of_images
 from benchmarks.overfit import config_of
 
 # For each training the numbers of GPUs of its halves; the first is looked at again by the evaluations.
@@ -42,7 +43,7 @@ def parse() -> Namespace:
         "--gpus", default="1,2,4", help="of evaluations; those that the machine lacks are named"
     )
     parser.add_argument("--workers", type=int, default=8, help="loader processes a GPU")
-    parser.add_argument("--passes", type=int, default=4, help="through the images in an evaluation")
+    parser.add_argument("--repeat", type=int, default=16, help="of each image, for the speed of evaluations")
     parser.add_argument("--fast", action="store_true", help="with all of configs/_base_/fast.py")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the config")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU, for a try")
@@ -103,20 +104,16 @@ def evaluate(device: Any, arguments: Namespace, folder: str) -> dict[str, float]
     cfg = config_of(arguments, Path(tempfile.mkdtemp()))
     model, dataset = load_detector(cfg, Path(folder, "checkpoint.pth"), device)
     evaluation = evaluate_model(model, dataset, device, num_workers=arguments.workers)
-    seconds = []
-    for _ in range(arguments.passes):
-        if dist.is_initialized():
-            dist.barrier()
-        started = time.perf_counter()
-        predict(model, dataset, device, num_workers=arguments.workers)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+    repeated = of_images(dataset, None, arguments.repeat)
+    if dist.is_initialized():
+        dist.barrier()
+    started = time.perf_counter()
+    predict(model, repeated, device, num_workers=arguments.workers)
+    seconds = time.perf_counter() - started
     if evaluation is None:
         return None
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    speed = len(dataset) / statistics.median(seconds)
-    return {"device": name, "images_per_second": speed, **evaluation.metrics}
+    return {"device": name, "images_per_second": len(repeated) / seconds, **evaluation.metrics}
 
 
 def run_one(arguments: Namespace) -> None:
