@@ -67,6 +67,7 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
 
     from dfvt.engine.callbacks import Callback, StepRecord
     from dfvt.engine.console import quiet_libraries
+    from dfvt.engine.gradients import GradientPlaces
     from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.infer import build_bare_detector
     from dfvt.engine.runner import DetectorRunner
@@ -84,6 +85,7 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
     world_size = get_dist_info()[1]
     if not one["gradients"] and world_size > 1:
         DetectorRunner.gradient_sync = lambda self, *, last: self.model.no_sync()  # type: ignore[method-assign]
+        GradientPlaces.average = lambda self: None  # type: ignore[method-assign]
     options = {"data.workers_per_gpu": arguments.workers, **SIDES[arguments.side], **arguments.options}
     cfg = config_of(arguments.coco, one["variant"], arguments.batch, options, arguments.shrink)
     memory: list[tuple[float, float]] = []
@@ -185,7 +187,7 @@ def run_all(
                 free.extend(own)
                 changed.notify_all()
 
-    with ThreadPoolExecutor(there if arguments.beside else 1) as pool:
+    with ThreadPoolExecutor(len(trainings) if arguments.beside else 1) as pool:
         running = {pool.submit(run, training): training for training in trainings}
         for future in as_completed(running):
             result = future.result()

@@ -87,12 +87,17 @@ def require_fitting_neck(model: nn.Module) -> None:
 
 
 def distributed(model: nn.Module, cfg: Config, device: torch.device) -> nn.Module:
-    """The detector wrapped for gradients that processes average, if there are several."""
+    """The detector wrapped for gradients that processes average, if there are several.
+
+    Each gathers BatchNorm statistics of its own, as in mmdet, until the end of an epoch: training does not
+    look at them.
+    """
     if get_dist_info()[1] == 1:
         return model
     return DistributedDetector(
         model,
         device_ids=[device.index or 0] if device.type == "cuda" else None,
+        broadcast_buffers=False,
         find_unused_parameters=cfg.get("find_unused_parameters", False),
     )
 

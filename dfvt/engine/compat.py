@@ -44,7 +44,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-class LossNumbers(Mapping[str, float]):
+class ArrivingNumbers(Mapping[str, float]):
     """Numbers on their way from the device: the first look at one waits for them, and for nothing after them.
 
     `values` (num_names) are on the device.
@@ -73,7 +73,7 @@ class LossNumbers(Mapping[str, float]):
         return len(self.names)
 
 
-def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tensor, LossNumbers]:
+def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tensor, ArrivingNumbers]:
     """The loss to be minimised, and the numbers to be logged, means over the processes.
 
     Every process must have losses of the same names. As `BaseDetector._parse_losses`, with one message to the
@@ -87,7 +87,7 @@ def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tenso
     numbers = torch.stack([value.detach().float() for value in (*means.values(), loss)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(numbers.div_(dist.get_world_size()))
-    return loss, LossNumbers((*means, "loss"), numbers)
+    return loss, ArrivingNumbers((*means, "loss"), numbers)
 
 
 class DistributedDetector(DistributedDataParallel):

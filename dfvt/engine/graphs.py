@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dfvt.data.canvases import Canvas
 from dfvt.engine.failures import BufferCopies
+from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.precision import Precision
 from dfvt.models.fast_roi import FastRoIHead, PredictedMasks
 from dfvt.models.fast_rpn import FastRPNHead, ImageSizes, is_plain_nms
@@ -60,27 +61,24 @@ class Places:
     Attributes:
         pixels: of the largest batch.
         objects, sizes: of its images, as many objects as the largest capacity.
-        parameters, gradients: those that are trained, and what is found for them.
+        gradients: of the parameters that are trained.
     """
 
     pixels: Tensor
     objects: Objects
     sizes: ImageSizes
-    parameters: list[nn.Parameter]
-    gradients: list[Tensor]
+    gradients: GradientPlaces
 
     @classmethod
     def make(cls, part: nn.Module, batch_size: int, num_pixels: int, device: torch.device) -> Places:
         """For `batch_size` images of at most `num_pixels`."""
-        parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
         labels = torch.zeros(batch_size, max(CAPACITIES), dtype=torch.long, device=device)
         bboxes = torch.tensor([8.0, 8.0, 40.0, 40.0], device=device).repeat(batch_size, max(CAPACITIES), 1)
         return cls(
             torch.rand(batch_size * 3 * num_pixels, device=device),
             Objects(bboxes, labels, labels == 0),
             ImageSizes(*(torch.full((batch_size, 2), 64.0, device=device) for _ in range(2))),
-            parameters,
-            [torch.zeros_like(parameter) for parameter in parameters],
+            GradientPlaces.make(parameter for parameter in part.parameters() if parameter.requires_grad),
         )
 
     def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
@@ -89,9 +87,13 @@ class Places:
         gradients = gradients or [torch.ones_like(one) for one in differentiable]
         with torch.autocast(self.pixels.device.type, enabled=False):
             found = torch.autograd.grad(
-                differentiable, self.parameters, gradients, allow_unused=True, materialize_grads=True
+                differentiable,
+                self.gradients.parameters,
+                gradients,
+                allow_unused=True,
+                materialize_grads=True,
             )
-        torch._foreach_copy_(self.gradients, found)
+        torch._foreach_copy_(self.gradients.places, found)
 
     def objects_of(self, capacity: int) -> Objects:
         """The places of that many objects an image."""
@@ -141,7 +143,7 @@ class Replay(torch.autograd.Function):
         given = [one for one, wanted in zip(gradients, pair.differentiable, strict=True) if wanted]
         torch._foreach_copy_(pair.output_gradients, given)
         pair.backward.replay()
-        return (None, *(place.detach() for place in pair.places.gradients))
+        return (None, *(place.detach() for place in pair.places.gradients.places))
 
 
 class GraphedTraining:
@@ -178,7 +180,7 @@ class GraphedTraining:
         places, objects = pair.places, pad_objects(gt_bboxes, gt_labels, capacity)
         sizes = ImageSizes.of(img_metas, img.device)
         # gradients that wait for more may lie where the graph is about to write new ones
-        for parameter in places.parameters:
+        for parameter in places.gradients.parameters:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
         for place, value in (
@@ -187,7 +189,7 @@ class GraphedTraining:
             *((getattr(places.sizes, name), getattr(sizes, name)) for name in vars(sizes)),
         ):
             place.copy_(value)
-        outputs = Replay.apply(pair, *places.parameters)
+        outputs = Replay.apply(pair, *places.gradients.parameters)
         losses = dict(zip(LOSSES, outputs, strict=False))
         if self.detector.roi_head.with_mask:
             assert gt_masks is not None
@@ -195,8 +197,13 @@ class GraphedTraining:
             losses["loss_mask"] = self.detector.roi_head.mask_loss(masks, gt_masks)
         return losses
 
-    def capture(self, canvases: Sequence[Canvas], precision: Precision, device: torch.device) -> None:
-        """Captures the graphs of canvases; weights, buffers and generators stay as they are."""
+    def capture(
+        self, canvases: Sequence[Canvas], precision: Precision, device: torch.device
+    ) -> GradientPlaces:
+        """Captures the graphs of canvases; weights, buffers and generators stay as they are.
+
+        Returns where the graphs leave the gradients.
+        """
         buffers, random_state = BufferCopies(self.detector), torch.cuda.get_rng_state(device)
         part, pool = FixedPart(self.detector), torch.cuda.graph_pool_handle()
         num_pixels = max(height * width for height, width in canvases)
@@ -216,6 +223,7 @@ class GraphedTraining:
         torch.cuda.synchronize(device)
         buffers.restore()
         torch.cuda.set_rng_state(random_state, device)
+        return places.gradients
 
     def warm_up(self, part: FixedPart, places: Places, shapes: Sequence[tuple[int, ...]]) -> None:
         """Lets libraries choose their algorithms, which must not be captured.
@@ -244,16 +252,17 @@ def worth_a_graph(canvases: Sequence[Canvas]) -> list[Canvas]:
 
 def graph_training(
     model: Any, cfg: Config, canvases: Sequence[Canvas], precision: Precision, device: torch.device
-) -> None:
+) -> GradientPlaces | None:
     """Lets a detector's training replay graphs if `cuda_graphs = True` of its config says so.
 
-    They are captured here, in seconds each, before other threads ask the device for anything.
+    They are captured here, in seconds each, before other threads ask the device for anything. Returns where
+    they leave the gradients.
 
     Raises:
         ValueError: the config has no canvases or no fast heads, or something that graphs do not take.
     """
     if not cfg.get("cuda_graphs"):
-        return
+        return None
     if device.type != "cuda":
         raise ValueError("cuda_graphs needs a GPU: set cuda_graphs=False")
     if not canvases:
@@ -272,5 +281,7 @@ def graph_training(
     layout = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
     model.train()
     graphed = GraphedTraining(model, cfg.data.samples_per_gpu, layout)
-    graphed.capture(worth_a_graph(canvases) if cfg.get("group_by_canvas") else canvases, precision, device)
+    wanted = worth_a_graph(canvases) if cfg.get("group_by_canvas") else canvases
+    gradients = graphed.capture(wanted, precision, device)
     model.forward_train = graphed
+    return gradients

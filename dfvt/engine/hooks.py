@@ -13,6 +13,7 @@ from mmcv.runner import Hook
 from torch.nn.utils import clip_grad_norm_
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord
+from dfvt.engine.compat import ArrivingNumbers
 from dfvt.engine.evaluate import evaluate_model
 from dfvt.engine.resume import bare_model, model_content, state_content
 from dfvt.engine.runner import DetectorRunner
@@ -158,6 +159,7 @@ class Checkpoints(Hook):
         self.by_epoch = by_epoch
         self.identity = identity
         self.stop_asked = stop_asked
+        self.asked_before: ArrivingNumbers | None = None
 
     def after_train_iter(self, runner: DetectorRunner) -> None:
         self.files.poll()
@@ -172,7 +174,7 @@ class Checkpoints(Hook):
     def after_train_epoch(self, runner: DetectorRunner) -> None:
         last = runner.epoch + 1 == runner.max_epochs
         due = self.interval and (not self.by_epoch or self.every_n_epochs(runner, self.interval))
-        stop = self.stop_agreed(runner)
+        stop = self.stop_agreed(runner, wait=True)
         if (last and self.interval) or due or stop:
             self.save(runner, runner.iter, num_epochs=runner.epoch + 1)
         if stop and not last:
@@ -188,11 +190,16 @@ class Checkpoints(Hook):
         if content is not None:
             self.files.write({**content, "epoch": runner.epoch if num_epochs is None else num_epochs}, step)
 
-    def stop_agreed(self, runner: DetectorRunner) -> bool:
-        """Whether any process was asked to stop: all of them leave after the same iteration."""
+    def stop_agreed(self, runner: DetectorRunner, *, wait: bool = False) -> bool:
+        """Whether any process was asked to stop: all of them leave after the same iteration.
+
+        It is the one after that unless they `wait` for each other: the device would idle meanwhile.
+        """
         asked = self.stop_asked()
         if runner.world_size == 1:
             return asked
-        flag = torch.tensor(float(asked), device=runner.device)
+        flag = torch.full((1,), float(asked), device=runner.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        before, self.asked_before = self.asked_before, ArrivingNumbers(("stop",), flag)
+        known = [before, self.asked_before if wait else None]
+        return any(numbers["stop"] for numbers in known if numbers)

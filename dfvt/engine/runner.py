@@ -20,6 +20,7 @@ from dfvt.data.samples import Batch
 from dfvt.engine.average import WeightAverage
 from dfvt.engine.compat import to_device
 from dfvt.engine.failures import BufferCopies, NonfiniteLosses, explained_failures, explained_loading
+from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.precision import Precision
 
 
@@ -31,6 +32,7 @@ class DetectorRunner(BaseRunner):
 
     Attributes:
         prepare: what is done to the inputs of `train_step` on the device.
+        gradient_places: where gradients lie that come all at once.
         num_gathered: iterations whose gradients wait for an update.
         metrics, best: numbers of the last validation, and the best one that checkpoints are chosen by.
     """
@@ -50,6 +52,7 @@ class DetectorRunner(BaseRunner):
         max_nonfinite: int | None = 10,
         warn: Callable[[str], None] = lambda _: None,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda inputs: inputs,
+        gradient_places: GradientPlaces | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -66,6 +69,7 @@ class DetectorRunner(BaseRunner):
         self.average = average
         self.warn = warn
         self.prepare = prepare
+        self.gradient_places = gradient_places
         self.nonfinite = NonfiniteLosses(max_nonfinite, warn)
         self.buffer_copies = BufferCopies(model)
         self.num_gathered = 0
@@ -138,11 +142,14 @@ class DetectorRunner(BaseRunner):
         log_vars: dict[str, float] = {}
         self.buffer_copies.take()
         for index, part in enumerate(parts):
-            with self.gradient_sync(last=index + 1 == len(parts)), explained_failures(part.get("img")):
+            last = index + 1 == len(parts)
+            with self.gradient_sync(last=last), explained_failures(part.get("img")):
                 inputs = self.prepare(to_device(part, self.device))
                 with self.precision.autocast(self.device):
                     outputs = self.model.train_step(inputs, self.optimizer)
                 self.scaler.scale(outputs["loss"] * weight).backward()
+                if last and self.gradient_places and self.world_size > 1:
+                    self.gradient_places.average()
                 # after the backward pass is on its way: the device does not idle while its numbers are read
                 for name, value in outputs["log_vars"].items():
                     log_vars[name] = log_vars.get(name, 0.0) + value / len(parts)
@@ -174,8 +181,8 @@ class DetectorRunner(BaseRunner):
         return (self._iter + 1) % self.num_accumulated == 0 or self._iter + 1 == self._max_iters
 
     def gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Processes average their gradients with the last part of a batch."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
+        """`DistributedDataParallel` averages the gradients with the last part of a batch, if it is to."""
+        if isinstance(self.model, DistributedDataParallel) and (self.gradient_places or not last):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
@@ -188,10 +195,7 @@ class DetectorRunner(BaseRunner):
         return [value for share in gathered for value in share]
 
     def share_buffers(self) -> None:
-        """Gives every process the first one's buffers (BatchNorm statistics), as each has gathered its own.
-
-        `DistributedDataParallel` does so before each forward pass, but not after the last one.
-        """
+        """Gives every process the first one's buffers (BatchNorm statistics): each has gathered its own."""
         if self.world_size > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)

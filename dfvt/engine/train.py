@@ -224,7 +224,7 @@ def build_runner(
             warn(left_out)
     average = build_average(cfg, model)
     precision = precision_of(cfg, device)
-    graph_training(model, cfg, canvases_of(cfg), precision, device)
+    gradient_places = graph_training(model, cfg, canvases_of(cfg), precision, device)
     model = distributed(model, cfg, device)
     seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
     return DetectorRunner(
@@ -240,6 +240,7 @@ def build_runner(
         max_nonfinite=failure_policy_of(cfg).nonfinite_losses,
         warn=warn,
         prepare=prepare,
+        gradient_places=gradient_places,
     )
 
 

@@ -19,6 +19,7 @@ from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import evaluate_model, predict
+from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.infer import load_detector
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.train import train
@@ -71,6 +72,14 @@ def work(rank: int, port: int, folder: Path) -> None:
     again = train(load_config(folder / "config.py"), folder / "work", seed=6)
     assert again.step == result.step
 
+    short = load_config(folder / "config.py", {"runner.max_epochs": 1, "evaluation.interval": 0})
+    train(short, folder / "wrapped", seed=6)
+    with pytest.MonkeyPatch.context() as patch:  # as a graph would leave them
+        patch.setattr(
+            "dfvt.engine.train.graph_training", lambda model, *_: GradientPlaces.make(model.parameters())
+        )
+        train(short, folder / "in_one_message", seed=6)
+
     empty = load_config(folder / f"half_empty{rank}.py")
     train(empty, folder / "half_empty")
     dist.destroy_process_group()
@@ -101,6 +110,14 @@ def test_both_processes_end_with_the_same_weights_and_buffers(folder: Path) -> N
     first, second = (torch.load(folder / f"weights{rank}.pth", weights_only=True) for rank in range(2))
     assert any(name.endswith("running_var") for name in first)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_gradients_in_one_message_train_as_those_that_are_averaged_one_by_one(folder: Path) -> None:
+    one_by_one, together = (
+        torch.load(folder / name / "checkpoint.pth", weights_only=True)["state_dict"]
+        for name in ("wrapped", "in_one_message")
+    )
+    assert [name for name in one_by_one if not torch.equal(one_by_one[name], together[name])] == []
 
 
 def test_every_image_is_predicted_once_and_the_first_process_evaluates(folder: Path, config: Config) -> None:
