@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import optuna
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -56,6 +55,8 @@ def searcher_of(spec: SweepSpec) -> Searcher | None:
     if spec.algorithm in DRAWN:
         return None
     if spec.algorithm == "optuna":
+        import optuna  # takes as long as the rest of a trial's process, which needs none of it
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     options: dict[str, Any] = {}
     if spec.algorithm in SEED_ARGUMENTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -376,6 +377,8 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
     tune_storage = str(mirror.remote or mirror.folder)
     tune_folder = str((mirror.remote or mirror.folder) / TUNE_FOLDER)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
+    # which at the end would miss them, in a line for every trial
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     num_epochs = max_epochs(spec, sweep.configs)
     sweep = replace(sweep, segment=segment_of(spec, num_epochs))
     random.seed(spec.seed)  # what schedulers change, they draw from the global generator

@@ -8,9 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfvt.tracking.lineage import git_diff
-from dfvt.tracking.mlflow import RunRecorder
+
+if TYPE_CHECKING:  # processes of trials start without MLflow
+    from dfvt.tracking.mlflow import RunRecorder
 
 FOLDER = "origin"
 NAMED = ("torch", "torchvision", "mmcv-full", "mmdet", "ray", "mlflow")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,10 @@ def test_options_that_do_not_fit_are_one_sentence(values: dict[str, Any], senten
 def test_a_searcher_that_is_not_installed_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="algorithm nevergrad needs a library that is not installed"):
         searcher_of(spec_of(algorithm="nevergrad"))
+
+
+def test_a_trials_process_starts_without_what_only_the_driver_or_a_training_needs() -> None:
+    heavy = "torch", "mmcv", "mlflow", "optuna"
+    program = f"import sys, dfvt.cluster.trainable; print(sorted({set(heavy)}.intersection(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
