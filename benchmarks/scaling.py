@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_throughput import SIDES, WINDOW, config_of
+from benchmarks.train_throughput import SIDES, config_of
 
 COLUMNS = ("variant", "GPUs", "img/s", "a GPU", "efficiency", "gradients' share", "waits for data")
 MORE = ("first window after", "GPU GiB", "host GiB a process", "of them loading")
@@ -110,8 +110,6 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
     cuda = device.type == "cuda"
     noted = [values[0] for values in gathered if values]
     images = arguments.batch * world_size
-    seconds = [images / record.images_per_second for record in counted]
-    spread = statistics.stdev(seconds) / statistics.mean(seconds) if len(seconds) > 1 else 0.0
     parameters = [one.numel() for one in build_bare_detector(cfg).parameters() if one.requires_grad]
     return {
         **one,
@@ -120,8 +118,6 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
         "images_per_second": statistics.median(record.images_per_second for record in counted),
         "batch": arguments.batch,
         "windows": len(counted),
-        # of one iteration: that of windows is smaller, as they are means
-        "spread": WINDOW**0.5 * spread,
         "gradient_bytes": 4 * sum(parameters),
         "data_share": statistics.median(
             record.data_seconds * record.images_per_second / images for record in counted

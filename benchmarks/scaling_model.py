@@ -7,10 +7,10 @@ and the wait for the slowest of all processes. The first is measured with one GP
 with the GPUs of one host, and continued:
 
 - Gradients (float32) are summed up inside each host, then between hosts, then spread inside each host again,
-  as NCCL does. The hosts' part sends 2·(H−1)/H of them through each host's link, in `BUCKETS` messages of
-  2·log2(H) hops each. None of that is hidden: a graph's gradients come all at once, after its backward pass.
-- Times of steps vary; of N processes the slowest one is as late as the greatest of N normal numbers. They
-  vary with the canvas too, which is the same for all: the wait is rather less than what stands here.
+  as NCCL does. The hosts' part sends 2·(H−1)/H of them through each host's link; each of a step's `MESSAGES`
+  takes 2·log2(H) hops. None of that is hidden: a graph's gradients come all at once, after its backward pass.
+- Of N processes the slowest is as late as the greatest of N normal numbers. What the GPUs of one host lose
+  beyond the exchange says how large those are.
 
 What is known by measurement is printed beside what the model says of it.
 """
@@ -27,7 +27,7 @@ from statistics import NormalDist
 
 LINK_EFFICIENCY = 0.8  # of what a link's name says, in all-reduces of large messages
 HOP_SECONDS = 10e-6  # of a small message between two hosts
-BUCKETS = 8  # of 25 MiB each, as DistributedDataParallel makes them of 180 MB
+MESSAGES = 3  # of a step: losses, gradients, whether anybody is to stop
 COUNTS = (16, 32, 64, 128, 256, 512)
 COCO_IMAGES = 117_266  # of train2017, those that have objects
 
@@ -39,7 +39,6 @@ class Measured:
     Attributes:
         batch: images a GPU.
         step_seconds: of an iteration on one GPU.
-        spread: standard deviation of an iteration's time, as a share of it.
         exchange_seconds: of gradients on `gpus` GPUs, beyond what is hidden.
         gradient_bytes: that each GPU has to give.
         late_seconds: with `gpus` GPUs without exchange, beyond `step_seconds`.
@@ -48,7 +47,6 @@ class Measured:
 
     batch: int
     step_seconds: float
-    spread: float
     exchange_seconds: float
     gradient_bytes: float
     late_seconds: float
@@ -79,7 +77,7 @@ def between_hosts(num_hosts: int, num_bytes: float, gigabits: float) -> float:
     if num_hosts < 2:
         return 0.0
     through_link = 2 * (num_hosts - 1) / num_hosts * num_bytes / (gigabits * 1e9 / 8 * LINK_EFFICIENCY)
-    return through_link + BUCKETS * 2 * math.log2(num_hosts) * HOP_SECONDS
+    return through_link + MESSAGES * 2 * math.log2(num_hosts) * HOP_SECONDS
 
 
 def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int) -> Prediction:
@@ -92,8 +90,7 @@ def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int
     outside = between_hosts(num_hosts, measured.gradient_bytes, gigabits)
     wait = 0.0
     if num_gpus > 1:
-        more = lateness(num_gpus) - lateness(measured.gpus)
-        wait = max(measured.late_seconds + more * measured.spread * measured.step_seconds, 0.0)
+        wait = measured.late_seconds * lateness(num_gpus) / lateness(measured.gpus)
     seconds = measured.step_seconds + inside + outside + wait
     speed = num_gpus * measured.batch / seconds
     efficiency = measured.step_seconds / seconds
@@ -120,7 +117,6 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     measured = Measured(
         batch=batch,
         step_seconds=step,
-        spread=single["spread"],
         exchange_seconds=exchange,
         gradient_bytes=single["gradient_bytes"],
         late_seconds=max(together - exchange - step, 0.0),

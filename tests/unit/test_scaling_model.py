@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from benchmarks.scaling_model import COUNTS, Measured, between_hosts, lateness, plot, predict, read
 
-HOST = Measured(4, 0.03, 0.05, 0.001, 180e6, 0.002, 2)
+HOST = Measured(4, 0.03, 0.001, 180e6, 0.002, 2)
 
 
 def rows() -> list[dict[str, object]]:
-    common = {"variant": "tiny", "batch": 4, "spread": 0.05, "gradient_bytes": 180e6}
+    common = {"variant": "tiny", "batch": 4, "gradient_bytes": 180e6}
     return [
         {**common, "gpus": 1, "images_per_second": 100.0},
         {**common, "gpus": 2, "images_per_second": 160.0, "gradients_share": 0.1},
