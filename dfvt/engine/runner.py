@@ -197,7 +197,8 @@ class DetectorRunner(BaseRunner):
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers (BatchNorm statistics): each has gathered its own."""
         if self.world_size > 1:
-            for buffer in self.model.buffers():
+            averaged = self.average.module.buffers() if self.average else ()
+            for buffer in (*self.model.buffers(), *averaged):
                 dist.broadcast(buffer, 0)
 
     def val(self, loader: DataLoader) -> None:

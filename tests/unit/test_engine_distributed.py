@@ -47,11 +47,14 @@ def work(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
     trained: list[torch.nn.Module] = []
+    averaged: list[torch.nn.Module] = []
     run = DetectorRunner.run
 
     def keep_model(runner: DetectorRunner, loader: Any) -> None:
         run(runner, loader)
         trained.append(runner.model.module)
+        if runner.average:
+            averaged.append(runner.average.module)
 
     DetectorRunner.run = keep_model  # type: ignore[assignment,method-assign]
     evaluations = Evaluations()
@@ -79,6 +82,11 @@ def work(rank: int, port: int, folder: Path) -> None:
             "dfvt.engine.train.graph_training", lambda model, *_: GradientPlaces.make(model.parameters())
         )
         train(short, folder / "in_one_message", seed=6)
+
+    train(
+        load_config(folder / "config.py", {"runner.max_epochs": 1, "ema.decay": 0.9}), folder / "ema", seed=6
+    )
+    torch.save(averaged[0].state_dict(), folder / f"averaged{rank}.pth")
 
     empty = load_config(folder / f"half_empty{rank}.py")
     train(empty, folder / "half_empty")
@@ -109,6 +117,11 @@ def folder(session_config: Config, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_both_processes_end_with_the_same_weights_and_buffers(folder: Path) -> None:
     first, second = (torch.load(folder / f"weights{rank}.pth", weights_only=True) for rank in range(2))
     assert any(name.endswith("running_var") for name in first)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_both_processes_validate_the_same_averaged_detector(folder: Path) -> None:
+    first, second = (torch.load(folder / f"averaged{rank}.pth", weights_only=True) for rank in range(2))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
