@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PATIENCE_SECONDS = 25.0  # of the half minute that machines which are taken away usually grant
 ANSWER_SECONDS = 5.0
@@ -52,9 +53,21 @@ class TrialsAtWork:
 
 
 def start_trials_at_work() -> ActorHandle:
-    """The actor, on the connected Ray; it goes with the last reference to it."""
+    """The actor, on the driver's node: the loss of another one is the loss of its trials alone.
+
+    It goes with the last reference to it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(TrialsAtWork)
-    return actor.remote()
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def may_begin(trials: ActorHandle, trial_id: str) -> bool:
+    """Tells the actor that a trial trains from now on; false if it is not to: the sweep was interrupted."""
+    try:
+        return bool(ray.get(trials.begin.remote(trial_id)))
+    except RayError:  # it cannot be asked, so that no interruption will wait for this one
+        return True
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.tune.result import DONE
 
+from dfvt.cluster.interruption import may_begin
 from dfvt.cluster.population import hand_over, take_over
 from dfvt.cluster.records import TRIALS, mirror_of
 from dfvt.cluster.spaces import TRIAL
@@ -146,7 +147,7 @@ class TrialTraining(tune.Trainable):
     def train_in_thread(
         self, drawn: Assignment, results: SimpleQueue[Result | BaseException], stop: threading.Event
     ) -> None:
-        if not ray.get(self.trials_at_work.begin.remote(self.trial_id)):
+        if not may_begin(self.trials_at_work, self.trial_id):
             return
         try:
             # of a segment the last validation is all that the scheduler is to know

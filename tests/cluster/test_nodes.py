@@ -15,9 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
+from dfvt.cluster.interruption import start_trials_at_work
 from tests.cluster.test_sweep import assert_each_trial_once, records, runs, write_spec
 from tests.conftest import Project
 from tests.servers import free_port
@@ -179,6 +181,22 @@ def test_the_trial_of_a_lost_node_moves_to_another(nodes: Nodes, prepared: Proje
     assert_each_trial_once(prepared, "nodes", ["finished", "finished"])
     (moved,) = nodes_of(prepared, 1e-4)
     assert moved in handles and moved != lost
+
+
+def test_whom_trials_ask_outlives_every_node_but_the_drivers() -> None:
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    others = [cluster.add_node(num_cpus=4, object_store_memory=OBJECT_STORE) for _ in range(2)]
+    try:
+        ray.init(cluster.address, log_to_driver=False)
+        actors = [start_trials_at_work() for _ in range(4)]
+        assert ray.get([actor.count.remote() for actor in actors], timeout=120) == [0] * 4
+        for node in others:
+            cluster.remove_node(node, allow_graceful=False)
+        assert ray.get([actor.begin.remote("a") for actor in actors], timeout=120) == [True] * 4
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def start_server(project: Project, port: int) -> subprocess.Popen[str]:
