@@ -152,9 +152,9 @@ def keep_images(config: Config, number: int, path: Path) -> None:
 
 
 def train_half(device: torch.device, path: Path, folder: Path) -> None:
-    """Two processes train until they are asked to stop, in the middle of an epoch."""
+    """Two processes train until one iteration after they are asked to stop, before the end of the epoch."""
     torch.set_num_threads(1)
-    asked = iter([False, False, False, True])  # two iterations, their epoch's end, one more iteration
+    asked = iter([False, False, False, True, True])  # two iterations, their epoch's end, two more iterations
     with pytest.raises(TrainingStopped):
         train(
             load_config(path),
@@ -185,7 +185,7 @@ def test_one_process_goes_on_from_the_state_of_two_with_their_batch(
     launch(train_half, [CPU, CPU], tmp_path / "config.py", tmp_path)
     starts = Starts()
     train(load_config(tmp_path / "config.py"), tmp_path, seed=7, callbacks=[CurveFiles(tmp_path), starts])
-    assert starts.step == 3
+    assert starts.step == 4
     assert starts.note == (
         "1 process instead of 2: the global batch stays 6, 6 images a process in 2 parts; "
         "the learning rate stays"
