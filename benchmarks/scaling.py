@@ -183,7 +183,7 @@ def run_all(
                 free.extend(own)
                 changed.notify_all()
 
-    with ThreadPoolExecutor(len(trainings) if arguments.beside else 1) as pool:
+    with ThreadPoolExecutor(max(len(trainings), 1) if arguments.beside else 1) as pool:
         running = {pool.submit(run, training): training for training in trainings}
         for future in as_completed(running):
             result = future.result()
@@ -192,13 +192,13 @@ def run_all(
                 yield running[future], result
 
 
-def cells_of(result: dict[str, Any], single: float | None, alone: float | None) -> list[str]:
-    """A row of the table: `single` and `alone` are the speeds of one GPU, and without exchange."""
+def cells_of(result: dict[str, Any]) -> list[str]:
+    """A row of the table."""
     speed, count = result["images_per_second"], result["gpus"]
+    shares = result["efficiency"], result["gradients_share"]
     return [
         *(result["variant"], str(count), f"{speed:.1f}", f"{speed / count:.1f}"),
-        f"{speed / (count * single):.1%}" if single else "",
-        f"{1 - speed / alone:.1%}" if alone else "",
+        *("" if share is None else f"{share:.1%}" for share in shares),
         f"{result['data_share']:.0%}",
         f"{result['first_window_after_seconds']:.0f} s",
         f"{result['gpu_gib']:.1f}" if result["gpu_gib"] else "",
@@ -242,7 +242,7 @@ def main() -> None:
             result["gradients_share"] = 1 - speed / alone if alone else None
             result["efficiency"] = speed / (count * single) if single else None
             results.append(result)
-            print(f"| {' | '.join(cells_of(result, single, alone))} |", flush=True)
+            print(f"| {' | '.join(cells_of(result))} |", flush=True)
     if results:
         print(f"\n{results[0]['device']}, torch {results[0]['torch']}, batch {arguments.batch} a GPU")
         Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(results, indent=1))

@@ -55,7 +55,7 @@ def searcher_of(spec: SweepSpec) -> Searcher | None:
     if spec.algorithm in DRAWN:
         return None
     if spec.algorithm == "optuna":
-        import optuna  # takes as long as the rest of a trial's process, which needs none of it
+        import optuna  # a trial's process, which needs none of it, would start a tenth of a second later
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     options: dict[str, Any] = {}

@@ -100,7 +100,7 @@ def train(
         take_over: a state of a training of the same model with other settings to begin from, where `work_dir`
             has none: its weights, moments and position are taken, rates and schedules are this config's.
         stop_asked: called after each iteration; when it is true in any process, all leave with the state on
-            disk.
+            disk, where there are several one iteration later.
         expected: config keys whose values are read back from what was built, before the first iteration of
             a training that does not resume its own state.
         num_processes: for which `data.samples_per_gpu` was chosen, if not for those that there are;

@@ -7,18 +7,15 @@ import os
 import signal
 import threading
 import time
-from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayActorError
-from ray.tune.result import DONE
 
 from dfvt.cluster import interruption
-from dfvt.cluster.interruption import TrialsAtWork, stop_trials, stopping_gently
-from dfvt.cluster.trainable import TrialTraining
+from dfvt.cluster.interruption import TrialsAtWork, may_begin, stop_trials, stopping_gently
 
 
 def test_trials_that_train_are_counted_and_none_begins_after_the_stop() -> None:
@@ -79,20 +76,13 @@ def test_a_trial_that_does_not_end_is_not_waited_for(actor: Any, monkeypatch: py
     assert sent == [signal.SIGUSR1], "nobody listens any more"
 
 
-def test_a_trial_trains_although_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_begins_although_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(answer: object, timeout: float | None = None) -> None:
         raise RayActorError
 
     monkeypatch.setattr(ray, "get", lost)
-    trial: Any = TrialTraining.__new__(TrialTraining)
-    nobody = SimpleNamespace(remote=lambda *given: None)
-    trial.trials_at_work = SimpleNamespace(begin=nobody, end=nobody)
-    trial.sweep = SimpleNamespace(segment=None)
-    trial._trial_info, trial.interrupted = None, threading.Event()
-    trial.run_trial = lambda *given: {"bbox_mAP": 0.5}
-    results: Any = SimpleQueue()
-    trial.train_in_thread({}, results, threading.Event())
-    assert results.get(timeout=1) == {DONE: True, "bbox_mAP": 0.5}
+    nobody: Any = SimpleNamespace(begin=SimpleNamespace(remote=lambda trial_id: None))
+    assert may_begin(nobody, "a")
 
 
 def test_a_second_interruption_does_not_wait(actor: Any) -> None:
