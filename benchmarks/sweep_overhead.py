@@ -70,14 +70,6 @@ class MemoryOfDriver(threading.Thread):
             time.sleep(1)
 
 
-def wait_until_quiet(seconds: float = 3.0, share: float = 0.2, at_most: float = 90.0) -> None:
-    """Waits until Ray has started the idle workers of its nodes, which real nodes do on their own cores."""
-    began = quiet_since = time.monotonic()
-    while time.monotonic() < min(quiet_since + seconds, began + at_most):
-        if psutil.cpu_percent(interval=0.5) > 100 * share:
-            quiet_since = time.monotonic()
-
-
 def main() -> None:
     arguments = [int(argument) for argument in sys.argv[1:]] or [200, 30, 8, 2]
     num_trials, seconds, num_nodes, gpus_per_node = arguments
@@ -102,7 +94,6 @@ def main() -> None:
         sweep = Sweep(
             spec, folder, {"tiny": "runner = dict(max_epochs=1)"}, {}, Store(""), "", folder, DATASET
         )
-        wait_until_quiet()
         memory = MemoryOfDriver()
         memory.start()
         started = time.perf_counter()
