@@ -15,22 +15,21 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 from benchmarks.train_throughput import SIDES, config_of
 
 COLUMNS = ("variant", "GPUs", "img/s", "a GPU", "efficiency", "gradients' share", "waits for data")
 MORE = ("first window after", "GPU GiB", "host GiB a process", "of them loading")
+# By variant, number of GPUs, and whether gradients are exchanged.
+Measured = dict[tuple[str, int, bool], dict[str, Any]]
 
 
 def parse() -> Namespace:
@@ -144,52 +143,36 @@ def run_one(arguments: Namespace, started: float) -> None:
 
 def measure(arguments: Namespace, one: dict[str, Any], gpus: list[int]) -> dict[str, Any] | None:
     """What a training in processes of its own on these GPUs printed; None if it failed, after saying why."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", *sys.argv[1:]]
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = listed.split(",") if listed else [str(index) for index in range(max(gpus) + 1)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "CUDA_VISIBLE_DEVICES": ",".join(visible[index] for index in gpus),
-    }
-    done = subprocess.run(
-        [*command, "--one", json.dumps(one)], env=environment, capture_output=True, text=True
-    )
-    result = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else {}
-    if not result:
-        why = (
-            done.stderr.strip()[-2000:] if done.returncode else f"no two windows in {arguments.seconds:.0f} s"
-        )
-        print(f"{one}: {why}", file=sys.stderr, flush=True)
+    try:
+        result = result_of("benchmarks.scaling", one, gpus)
+        if not result:
+            raise FailedProcessError(f"no two windows in {arguments.seconds:.0f} s")
+    except FailedProcessError as error:
+        print(f"{one}: {error}", file=sys.stderr, flush=True)
         return None
+    print(f"measured: {result}", file=sys.stderr, flush=True)
     return result
 
 
-def run_all(
-    arguments: Namespace, trainings: list[dict[str, Any]], there: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each training with what was measured, as they end, with `--beside` several at once."""
-    free, changed = list(range(there)), threading.Condition()
+def row_of(measured: Measured, variant: str, count: int) -> dict[str, Any]:
+    """What was measured, with what it is beside a training on one GPU and one that exchanges nothing."""
+    result = measured[variant, count, True]
+    single, alone = (
+        measured.get(key, {}).get("images_per_second")
+        for key in ((variant, 1, True), (variant, count, False))
+    )
+    speed = result["images_per_second"]
+    return {
+        **result,
+        "efficiency": speed / (count * single) if single else None,
+        "gradients_share": 1 - speed / alone if alone else None,
+    }
 
-    def run(training: dict[str, Any]) -> dict[str, Any] | None:
-        number = training["gpus"]
-        with changed:
-            changed.wait_for(lambda: len(free) >= number)
-            own = [free.pop(0) for _ in range(number)]
-        try:
-            return measure(arguments, training, own)
-        finally:
-            with changed:
-                free.extend(own)
-                changed.notify_all()
 
-    with ThreadPoolExecutor(max(len(trainings), 1) if arguments.beside else 1) as pool:
-        running = {pool.submit(run, training): training for training in trainings}
-        for future in as_completed(running):
-            result = future.result()
-            if result is not None:
-                print(f"measured: {result}", file=sys.stderr, flush=True)
-                yield running[future], result
+def write(measured: Measured) -> None:
+    """The rows that there are so far, so that a run that is cut off leaves them."""
+    rows = [row_of(measured, variant, count) for variant, count, gradients in sorted(measured) if gradients]
+    Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(rows, indent=1))
 
 
 def cells_of(result: dict[str, Any]) -> list[str]:
@@ -223,29 +206,28 @@ def main() -> None:
         for variant in (arguments.variants if gradients else arguments.exchange)
         if count <= there and (gradients or count > 1)
     ]
-    measured = {
-        (one["variant"], one["gpus"], one["gradients"]): result
-        for one, result in run_all(arguments, trainings, there)
-    }
-    results = []
+    free = FreeGpus(there)
+
+    def run(one: dict[str, Any]) -> dict[str, Any] | None:
+        with free.taken(one["gpus"]) as own:
+            return measure(arguments, one, own)
+
+    measured: Measured = {}
+    for one, result in beside(len(trainings) if arguments.beside else 1, run, trainings):
+        if result is not None:
+            measured[one["variant"], one["gpus"], one["gradients"]] = result
+            write(measured)
     print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
     for variant in arguments.variants:
-        single = measured.get((variant, 1, True), {}).get("images_per_second")
         for count in counts:
-            result = measured.get((variant, count, True))
-            if result is None:
+            if (variant, count, True) in measured:
+                cells = cells_of(row_of(measured, variant, count))
+            else:
                 why = f"the machine has {there}" if count > there else "it failed"
-                print(f"| {variant} | {count} | not run: {why} |", flush=True)
-                continue
-            speed = result["images_per_second"]
-            alone = measured.get((variant, count, False), {}).get("images_per_second")
-            result["gradients_share"] = 1 - speed / alone if alone else None
-            result["efficiency"] = speed / (count * single) if single else None
-            results.append(result)
-            print(f"| {' | '.join(cells_of(result))} |", flush=True)
-    if results:
-        print(f"\n{results[0]['device']}, torch {results[0]['torch']}, batch {arguments.batch} a GPU")
-        Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(results, indent=1))
+                cells = [variant, str(count), f"not run: {why}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+    for result in list(measured.values())[:1]:
+        print(f"\n{result['device']}, torch {result['torch']}, batch {arguments.batch} a GPU")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a training on many hosts would reach, from what `benchmarks.scaling` measured on one.
 
 Usage: python -m benchmarks.scaling_model SCALING_JSON [--links 200 400] [--gpus-a-host 8] [--plot PNG]
+       [--large-batch BATCH IMAGES_PER_SECOND]
 
 A step takes as long as its computation on one GPU, the exchange of gradients that is not hidden behind it,
 and the wait for the slowest of all processes. The first is measured with one GPU, the other two are measured
@@ -9,10 +10,11 @@ with the GPUs of one host, and continued:
 - Gradients (float32) are summed up inside each host, then between hosts, then spread inside each host again,
   as NCCL does. The hosts' part sends 2·(H−1)/H of them through each host's link; each of a step's `MESSAGES`
   takes 2·log2(H) hops. None of that is hidden: a graph's gradients come all at once, after its backward pass.
+  With a backward pass in several graphs, only the last one's gradients would have to be waited for.
 - Of N processes the slowest is as late as the greatest of N normal numbers. What the GPUs of one host lose
   beyond the exchange says how large those are.
 
-What is known by measurement is printed beside what the model says of it.
+What is known by measurement is printed beside what the model says of it, and then what would help.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ import json
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
 LINK_EFFICIENCY = 0.8  # of what a link's name says, in all-reduces of large messages
 HOP_SECONDS = 10e-6  # of a small message between two hosts
 MESSAGES = 3  # of a step: losses, gradients, whether anybody is to stop
+BACKWARD_SHARE = 0.5  # of a step's computation, in which gradients of earlier graphs can travel
+REMEDIES_FOR = 64  # GPUs
 COUNTS = (16, 32, 64, 128, 256, 512)
+OF_ONE_HOST = (1, 2, 4, 8)
 COCO_IMAGES = 117_266  # of train2017, those that have objects
 
 
@@ -43,6 +48,7 @@ class Measured:
         gradient_bytes: that each GPU has to give.
         late_seconds: with `gpus` GPUs without exchange, beyond `step_seconds`.
         gpus: of the host, that were measured together.
+        backward_graphs: in which the gradients come, one after the other.
     """
 
     batch: int
@@ -51,6 +57,7 @@ class Measured:
     gradient_bytes: float
     late_seconds: float
     gpus: int
+    backward_graphs: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,10 @@ def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int
     """
     num_hosts = -(-num_gpus // gpus_a_host)
     inside = measured.exchange_seconds if num_gpus > 1 else 0.0
+    last = 1 / measured.backward_graphs
     outside = between_hosts(num_hosts, measured.gradient_bytes, gigabits)
+    hidden = min(outside, BACKWARD_SHARE * measured.step_seconds) * (1 - last)
+    outside -= hidden
     wait = 0.0
     if num_gpus > 1:
         wait = measured.late_seconds * lateness(num_gpus) / lateness(measured.gpus)
@@ -125,8 +135,31 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     return measured, rows
 
 
-def plot(predictions: dict[str, Sequence[Prediction]], path: Path) -> None:
-    """Efficiency by number of GPUs, a line for each kind of link."""
+def remedies(measured: Measured, large_batch: tuple[int, float] | None = None) -> dict[str, Measured]:
+    """What could be done where the exchange takes long, by name: the same host with it.
+
+    Args:
+        measured: how it is.
+        large_batch: images a GPU, and the images a second that one GPU does with them.
+    """
+    changes: dict[str, dict[str, float]] = {
+        "gradients in 16 bits": {"gradient_bytes": measured.gradient_bytes / 2},
+        "a backward pass in four graphs": {"backward_graphs": 4},
+    }
+    if large_batch:
+        batch, speed = large_batch
+        changes[f"batch {batch} a GPU"] = {"batch": batch, "step_seconds": batch / speed}
+    found = {"as it is": measured}
+    for name, change in changes.items():
+        found[name] = replace(measured, **change)  # type: ignore[arg-type]
+    all_changes = {key: value for change in changes.values() for key, value in change.items()}
+    return {**found, "all of them": replace(measured, **all_changes)}  # type: ignore[arg-type]
+
+
+def plot(
+    predictions: dict[str, Sequence[Prediction]], measured: Sequence[tuple[int, float]], path: Path
+) -> None:
+    """Efficiency by number of GPUs, a line for each kind of link, and what was measured of one host."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,10 +167,12 @@ def plot(predictions: dict[str, Sequence[Prediction]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for label, line in predictions.items():
-        axes.plot([one.gpus for one in line], [100 * one.efficiency for one in line], marker="o", label=label)
+        axes.plot([one.gpus for one in line], [100 * one.efficiency for one in line], marker=".", label=label)
+    axes.plot(*zip(*measured, strict=True), "kx", label="measured")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
-    axes.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 100))
+    ticks = OF_ONE_HOST + COUNTS
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 105))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -150,6 +185,12 @@ def parse() -> Namespace:
     parser.add_argument("--links", nargs="+", type=float, default=[200.0, 400.0], help="Gb/s of a host")
     parser.add_argument("--gpus-a-host", type=int, default=8)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument(
+        "--large-batch",
+        nargs=2,
+        metavar=("BATCH", "IMAGES_PER_SECOND"),
+        help="of one GPU, measured by benchmarks.train_throughput: what it would do to many",
+    )
     return parser.parse_args()
 
 
@@ -166,17 +207,28 @@ def main() -> None:
     )
     lines: dict[str, list[Prediction]] = {}
     for gigabits in arguments.links:
-        line = [predict(measured, count, gigabits, arguments.gpus_a_host) for count in COUNTS]
+        counts = [count for count in OF_ONE_HOST if count <= arguments.gpus_a_host]
+        line = [predict(measured, count, gigabits, arguments.gpus_a_host) for count in (*counts, *COUNTS)]
         lines[f"{gigabits:.0f} Gb/s a host"] = line
-        for one in line:
+        for one in line[len(counts) :]:
             parts = [f"{1e3 * part:.1f}" for part in (one.compute, one.exchange, one.wait)]
             step = one.compute + one.exchange + one.wait
             batch = one.gpus * measured.batch
             cells = [str(one.gpus), f"{gigabits:.0f}", f"{1e3 * step:.1f}", *parts]
             cells += [f"{one.images_per_second:.0f}", f"{one.efficiency:.0%}", str(batch)]
             print(f"| {' | '.join([*cells, str(-(-COCO_IMAGES // batch))])} |")
+    links = [f"{gigabits:.0f} Gb/s" for gigabits in arguments.links]
+    print(f"\n| {REMEDIES_FOR} GPUs | {' | '.join(links)} |\n| --- |{' ---: |' * len(links)}")
+    large = (
+        (int(arguments.large_batch[0]), float(arguments.large_batch[1])) if arguments.large_batch else None
+    )
+    for name, with_it in remedies(measured, large).items():
+        found = [predict(with_it, REMEDIES_FOR, link, arguments.gpus_a_host) for link in arguments.links]
+        print(f"| {name} | {' | '.join(f'{one.efficiency:.0%}' for one in found)} |")
     if arguments.plot:
-        plot(lines, arguments.plot)
+        single = measured.batch / measured.step_seconds
+        speeds = [(int(row["gpus"]), row["images_per_second"]) for row in rows]
+        plot(lines, [(gpus, 100 * speed / (gpus * single)) for gpus, speed in speeds], arguments.plot)
 
 
 if __name__ == "__main__":

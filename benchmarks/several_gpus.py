@@ -5,7 +5,7 @@ Usage: python -m benchmarks.several_gpus COCO [--epochs 3] [--gpus 1,2,4] [--fas
 A training of `benchmarks.overfit` goes through on one GPU and, twice, on two; another one is stopped in its
 middle on two and goes on on one, a third the other way; the global batch is the same. Their losses stand side
 by side: what two equal trainings differ by is what the others may. Then the detector of the first is
-evaluated on each number of GPUs, and its numbers compared.
+evaluated on each number of GPUs, and its numbers compared. Trainings share the machine, evaluations do not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inference import of_images
-from benchmarks.overfit import config_of
+from benchmarks.overfit import REPEATS, config_of, first_images
+from benchmarks.processes import FreeGpus, beside, result_of
 
 # For each training the numbers of GPUs of its halves; the first is looked at again by the evaluations.
 TRAININGS = {"1": (1, 1), "2": (2, 2), "2 again": (2, 2), "2, then 1": (2, 1), "1, then 2": (1, 2)}
 NUM_ROWS = 8
 GLOBAL_BATCH = 8
+ANNOTATIONS = "annotations.json"
 
 
 def parse() -> Namespace:
@@ -70,15 +71,12 @@ def train_half(device: Any, arguments: Namespace, folder: str, stop_after: int |
     quiet_libraries()
     rank, steps = get_dist_info()[0], Steps()
     arguments.batch = GLOBAL_BATCH // 2
-    place = Path(folder, f"process{rank}") if rank else Path(folder)
-    cfg = config_of(arguments, place)
+    cfg = config_of(arguments, Path(folder, f"process{rank}"))
     cfg.merge_from_dict(
         {"data.workers_per_gpu": arguments.workers, "checkpoint_config.interval": 1, "log_config.interval": 4}
     )
-    if rank:  # the same annotations, written by each for itself
-        for split in ("train", "val", "test"):
-            of = cfg.data[split].get("dataset", cfg.data[split])
-            of.ann_file = str(Path(folder, "annotations.json"))
+    for split in ("train", "val", "test"):  # one file for all processes: a training that goes on asks for it
+        cfg.data[split].get("dataset", cfg.data[split]).ann_file = str(Path(folder, ANNOTATIONS))
     with suppress(TrainingStopped):
         train(
             cfg,
@@ -133,16 +131,19 @@ def run_one(arguments: Namespace) -> None:
     print(json.dumps(result), flush=True)
 
 
-def measure(**one: Any) -> Any:
-    """What came of `run_one` in a process of its own; raises SystemExit with what it said if it failed."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.several_gpus", *sys.argv[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run(
-        [*command, "--one", json.dumps(one)], env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{one}: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def train_whole(arguments: Namespace, folder: Path, halves: tuple[int, int], free: FreeGpus) -> None:
+    """A training on one number of GPUs, or on one until its middle and on another from there."""
+    folder.mkdir()
+    coco = arguments.coco / "annotations/instances_train2017.json"
+    first_images(coco, arguments.images, folder / ANNOTATIONS)
+    first, second = halves
+    parts: list[tuple[int, int | None]] = [(second, None)]
+    if first != second:
+        parts.insert(0, (first, arguments.epochs * REPEATS * arguments.images // GLOBAL_BATCH // 2))
+    for number, stop_after in parts:
+        with free.taken(number) as gpus:
+            one = {"work": "train", "gpus": number, "folder": str(folder), "stop_after": stop_after}
+            result_of("benchmarks.several_gpus", one, gpus)
 
 
 def losses_of(folder: Path) -> dict[int, float]:
@@ -157,21 +158,21 @@ def main() -> None:
         return run_one(arguments)
     import torch
 
-    available = 8 if arguments.cpu else torch.cuda.device_count()
-    curves: dict[str, dict[int, float]] = {}
+    available = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    free = FreeGpus(available)
+    rows = []
     with tempfile.TemporaryDirectory() as name:
-        for training, (first, second) in TRAININGS.items():
-            folder = Path(name, training.replace(" ", "").replace(",", ""))
-            folder.mkdir()
-            if max(first, second) > available:
-                print(f"{training}: not run, the machine has {available} GPU", file=sys.stderr)
-                continue
-            half = None
-            if first != second:
-                half = max(curves["2"]) // 2
-                measure(work="train", gpus=first, folder=str(folder), stop_after=half)
-            measure(work="train", gpus=second, folder=str(folder), stop_after=None)
-            curves[training] = losses_of(folder)
+        folders = {training: Path(name, f"training{number}") for number, training in enumerate(TRAININGS)}
+        possible = [training for training, halves in TRAININGS.items() if max(halves) <= available]
+        for training in TRAININGS.keys() - set(possible):
+            print(f"{training}: not run, the machine has {available} GPU", file=sys.stderr)
+
+        def run(training: str) -> None:
+            train_whole(arguments, folders[training], TRAININGS[training], free)
+
+        for training, _ in beside(len(possible), run, possible):
+            print(f"{training}: trained", file=sys.stderr, flush=True)
+        curves = {training: losses_of(folders[training]) for training in possible}
         steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
         print(f"losses of trainings with {GLOBAL_BATCH} images an iteration, by GPUs\n")
         print(f"| iterations | {' | '.join(curves)} |\n|{' ---: |' * (len(curves) + 1)}", flush=True)
@@ -184,13 +185,13 @@ def main() -> None:
                 flush=True,
             )
         print("\n| GPUs | img/s of an evaluation | times one | bbox_mAP | segm_mAP |\n|" + " ---: |" * 5)
-        rows = []
         for number in map(int, arguments.gpus.split(",")):
             if number > available:
                 print(f"| {number} | not run: the machine has {available} | | | |")
                 continue
-            row = measure(work="evaluate", gpus=number, folder=str(Path(name, "1")))
-            rows.append({"gpus": number, **row})
+            one = {"work": "evaluate", "gpus": number, "folder": str(folders["1"])}
+            row = {"gpus": number, **result_of("benchmarks.several_gpus", one, range(number))}
+            rows.append(row)
             speeds = [f"{row['images_per_second']:.1f}"]
             speeds.append(f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}")
             maps = [f"{row[f'{kind}_mAP']:.6f}" for kind in ("bbox", "segm")]

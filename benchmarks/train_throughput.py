@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,8 @@ from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import FailedProcessError, result_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WINDOW = 10
@@ -251,24 +252,19 @@ def main() -> None:
     columns = ("variant", "batch", "side", "img/s", "x stock", "waits for data", "steady after", "GPU GiB")
     extra = ("kernels a step", "launches a step", "waits a step", "GPU busy") if arguments.profile else ()
     print(f"| {' | '.join((*columns, *extra))} |\n|{' --- |' * len(columns + extra)}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     results: list[dict[str, Any]] = []
     for variant in arguments.variants:
         for batch in arguments.batches:
             stock = None
             for side in arguments.sides:
-                one = json.dumps({"variant": variant, "batch": batch, "side": side})
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_throughput", *sys.argv[1:]]
-                done = subprocess.run(
-                    [*command, "--one", one], env=environment, capture_output=True, text=True
-                )
-                if done.returncode:
-                    print(
-                        f"| {variant} | {batch} | {side} | failed: {done.stderr.strip().splitlines()[-1]} |"
-                    )
-                    print(done.stderr[-3000:], file=sys.stderr, flush=True)
+                one = {"variant": variant, "batch": batch, "side": side}
+                try:
+                    result = result_of("benchmarks.train_throughput", one)
+                except FailedProcessError as error:
+                    why = str(error).splitlines()[-1]
+                    print(f"| {variant} | {batch} | {side} | failed: {why} |", flush=True)
+                    print(error, file=sys.stderr, flush=True)
                     continue
-                result = json.loads(done.stdout.strip().splitlines()[-1])
                 results.append(result)
                 stock = result["images_per_second"] if side == "stock" else stock
                 cells = [

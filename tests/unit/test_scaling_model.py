@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scaling_model import COUNTS, Measured, between_hosts, lateness, plot, predict, read
+from benchmarks.scaling_model import (
+    COUNTS,
+    Measured,
+    between_hosts,
+    lateness,
+    plot,
+    predict,
+    read,
+    remedies,
+)
 
 HOST = Measured(4, 0.03, 0.001, 180e6, 0.002, 2)
 
@@ -46,6 +55,26 @@ def test_more_gpus_do_more_less_well(gpus: int, gigabits: float) -> None:
     assert predict(HOST, gpus, 2 * gigabits, 8).efficiency >= one.efficiency
 
 
+@given(gpus=st.sampled_from(COUNTS), gigabits=st.sampled_from([100.0, 200.0, 400.0]))
+def test_remedies_help_and_together_the_most(gpus: int, gigabits: float) -> None:
+    found = {
+        name: predict(one, gpus, gigabits, 8).efficiency for name, one in remedies(HOST, (16, 189.0)).items()
+    }
+    before, all_of_them = found.pop("as it is"), found.pop("all of them")
+    assert len(found) == 3
+    assert before < min(found.values()) and max(found.values()) < all_of_them < 1
+
+
+def test_only_so_much_is_hidden_as_there_is_backward_pass() -> None:
+    one = next(iter(remedies(HOST).values()))
+    assert one is HOST
+    four = remedies(HOST)["a backward pass in four graphs"]
+    slow = between_hosts(64, HOST.gradient_bytes, 1)
+    assert predict(four, 512, 1, 8).exchange == pytest.approx(
+        slow + HOST.exchange_seconds - 0.75 * HOST.step_seconds / 2
+    )
+
+
 def test_a_link_carries_nearly_twice_the_gradients() -> None:
     assert between_hosts(1, 180e6, 200) == 0
     assert between_hosts(512, 180e6, 200) == pytest.approx(2 * 180e6 / 20e9, rel=0.1)
@@ -58,5 +87,7 @@ def test_the_slowest_of_many_is_later() -> None:
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    plot({"200 Gb/s": [predict(HOST, count, 200, 8) for count in COUNTS]}, tmp_path / "plot.png")
+    plot(
+        {"200 Gb/s": [predict(HOST, count, 200, 8) for count in COUNTS]}, [(1, 100.0)], tmp_path / "plot.png"
+    )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
