@@ -21,6 +21,7 @@ from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import evaluate_model, predict
 from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.infer import load_detector
+from dfvt.engine.launch import launch
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.train import train
 
@@ -146,6 +147,31 @@ def test_one_process_evaluates_the_checkpoint_to_the_numbers_of_two(folder: Path
     evaluation = evaluate_model(model, dataset, CPU)
     assert evaluation is not None
     assert evaluation.metrics == json.loads((folder / "numbers.json").read_text())["metrics"]
+
+
+def boxes_found(device: torch.device, folder: Path, num_images: int) -> list[Any] | None:
+    """Of the first images, class by class; nothing in all processes but the first."""
+    torch.set_num_threads(1)
+    model, dataset = load_detector(
+        load_config(folder / "config.py"), folder / "work" / "checkpoint.pth", device
+    )
+    model.roi_head.test_cfg.score_thr = 0.0
+    dataset.data_infos, dataset.img_ids = dataset.data_infos[:num_images], dataset.img_ids[:num_images]
+    results = predict(model, dataset, device)
+    return None if results is None else [result[0] for result in results]
+
+
+@pytest.mark.parametrize("num_images", [5, 2])
+def test_three_processes_find_what_one_finds_in_images_that_they_cannot_share_evenly(
+    folder: Path, num_images: int
+) -> None:
+    alone = boxes_found(CPU, folder, num_images)
+    together = launch(boxes_found, [CPU] * 3, folder, num_images)
+    assert alone is not None and len(alone) == len(together) == num_images
+    assert sum(len(boxes) for image in alone for boxes in image) > num_images
+    for ours, theirs in zip(alone, together, strict=True):
+        for mine, its in zip(ours, theirs, strict=True):
+            assert mine == pytest.approx(its, rel=1e-5, abs=1e-5)
 
 
 def test_a_process_whose_images_have_no_objects_does_not_stop_the_training(folder: Path) -> None:
