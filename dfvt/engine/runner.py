@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -97,17 +97,20 @@ class DetectorRunner(BaseRunner):
         start = self._iter - self._epoch * self.sampler.num_batches
         self.sampler.set_position(self._epoch, start)
         self.call_hook("before_train_epoch")
-        for inner_iter, parts in enumerate(self.batches(loader), start):
-            self._inner_iter = inner_iter
-            self.call_hook("before_train_iter")
-            self.outputs = self.gather_gradients(parts)
-            self.call_hook("after_train_iter")
-            self._iter += 1
+        with contextlib.closing(
+            self.batches(loader)
+        ) as batches:  # else an exception keeps the loader's processes
+            for inner_iter, parts in enumerate(batches, start):
+                self._inner_iter = inner_iter
+                self.call_hook("before_train_iter")
+                self.outputs = self.gather_gradients(parts)
+                self.call_hook("after_train_iter")
+                self._iter += 1
         self.share_buffers()
         self.call_hook("after_train_epoch")
         self._epoch += 1
 
-    def batches(self, loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
+    def batches(self, loader: DataLoader) -> Generator[list[dict[str, Any]], None, None]:
         """The parts of each batch.
 
         Raises:

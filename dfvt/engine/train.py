@@ -182,17 +182,17 @@ def train(
         del found  # it is as large as the model and its optimiser
         for callback in callbacks:
             callback.on_start(start)
-        runner.run(
-            build_train_loader(
-                dataset,
-                sampler,
-                num_workers,
-                pin_memory=device.type == "cuda",
-                skip_unreadable=failure_policy_of(cfg).skip_unreadable,
-                pack_masks=bool(cfg.get("fast_heads")),
-                canvases=canvases,
-            )
+        loader = build_train_loader(
+            dataset,
+            sampler,
+            num_workers,
+            pin_memory=device.type == "cuda",
+            skip_unreadable=failure_policy_of(cfg).skip_unreadable,
+            pack_masks=bool(cfg.get("fast_heads")),
+            canvases=canvases,
         )
+        with closing(loader):
+            runner.run(loader)
     runner.nonfinite.conclude()
     final = work_dir / FINAL_FILE
     require_finite(runner.model)

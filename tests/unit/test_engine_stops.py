@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,29 @@ def test_a_stop_between_the_last_iteration_and_its_validation_loses_neither(
     assert stopped.value.step == NUM_EPOCHS * EPOCH
     assert not (tmp_path / "checkpoint.pth").exists()
     assert_same_outcome(train(config, tmp_path, seed=5), whole)
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("stop_asked", [StopAt(6), StopAt(-1)], ids=["stopped", "finished"])
+def test_loader_processes_end_with_the_training_whoever_still_holds_it(
+    config: Config, tmp_path: Path, stop_asked: StopAt
+) -> None:
+    """A process that ends with them waits five seconds for each of them."""
+    config.data.workers_per_gpu = 2
+    stopped = None
+    try:
+        train(config, tmp_path, seed=5, stop_asked=stop_asked)
+    except TrainingStopped as error:
+        stopped = error
+    assert (stopped is not None) == (stop_asked.left == 0)
+    assert multiprocessing.active_children() == []
 
 
 class Report(Callback):
