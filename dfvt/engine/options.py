@@ -2,7 +2,8 @@
 
 mmcv enters whatever it is given, so that a misspelt key changes nothing and says nothing. Here a key must be
 in the config already, or be one that its section is read for: an argument of the class that the section's
-`type` (or a learning-rate `policy`) names, or one of `SECTIONS`.
+`type` (or a learning-rate `policy`) names, or one of `SECTIONS`. In a file names at the top may be the user's
+own variables: those that look misspelt are told.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "model.test_cfg.rpn": ("nms_pre", "max_per_img", "nms", "min_bbox_size"),
     "model.test_cfg.rcnn": ("score_thr", "nms", "max_per_img", "mask_thr_binary"),
 }
+RESEMBLES, NEARLY = 0.5, 0.8  # of two names' letters in common
 FREE_SECTIONS = (
     "custom_keys",
     "nms",
@@ -81,6 +83,16 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         raise ValueError(f"cfg_options {dict(options)} do not fit: {reason}") from error
     for key in keys:
         _require_known(key, before, cfg._cfg_dict)
+
+
+def misspelt_names(cfg: Config) -> list[str]:
+    """A sentence for each name at the top of a config that is not read and nearly one that is."""
+    sentences = []
+    for name in cfg.keys() - SECTIONS[""]:
+        near = difflib.get_close_matches(name, SECTIONS[""], n=1, cutoff=NEARLY)
+        if near:
+            sentences.append(f"the config's {name} is read by nothing: is {near[0]} meant?")
+    return sorted(sentences)
 
 
 def _keys(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -106,8 +118,11 @@ def _require_known(key: str, before: Any, after: Any) -> None:
                 return
             siblings = [".".join([*parts[:depth], name, *parts[depth + 1 :]]) for name in sorted(known)]
             longer = [sibling for sibling in siblings if sibling.startswith(key)]  # a word that was cut short
-            (nearest,) = difflib.get_close_matches(key, longer or [*siblings, *_leaves(whole)], n=1, cutoff=0)
-            raise ValueError(f"cfg_options: the config has no key {key}, the nearest is {nearest}")
+            near = difflib.get_close_matches(
+                key, longer or [*siblings, *_leaves(whole)], n=1, cutoff=0 if longer else RESEMBLES
+            )
+            nearest = f", the nearest is {near[0]}" if near else ""
+            raise ValueError(f"cfg_options: the config has no key {key}{nearest}")
         before, after = before[part], after[part]
 
 

@@ -40,6 +40,11 @@ def check_supported(cfg: Config) -> None:
     for name in SWITCHES:
         if not isinstance(cfg.get(name, False), bool):
             raise ValueError(f"{name} {cfg[name]!r} must be True or False")
+    compiled = cfg.get("compile_backbone", False)
+    if not isinstance(compiled, bool | dict):
+        raise ValueError(
+            f"compile_backbone {compiled!r} must be True, False or a dictionary of torch.compile's arguments"
+        )
     evaluation = cfg.get("evaluation") or {}
     interval, best = evaluation.get("interval", 1), evaluation.get("save_best", "auto")
     if not isinstance(interval, int) or interval < 0:

@@ -30,6 +30,7 @@ from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.graphs import graph_training
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.images import ImagePreparation, canvases_of, images_of
+from dfvt.engine.options import misspelt_names
 from dfvt.engine.precision import precision_of
 from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
@@ -121,6 +122,8 @@ def train(
             callback.on_warning(message)
 
     check_supported(cfg)
+    for sentence in misspelt_names(cfg):
+        warn(sentence)
     failure_policy_of(cfg), precision_of(cfg, device)  # their mistakes, before the data set is read
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
     text = cfg.pretty_text

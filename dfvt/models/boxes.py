@@ -33,7 +33,7 @@ def is_plain_coder(coder: object) -> bool:
 def require_plain_coder(head: str, coder: object) -> None:
     """Raises ValueError for a box coder that `encode` and `decode` are not."""
     if not is_plain_coder(coder):
-        raise ValueError(f"{head} takes a DeltaXYWHBBoxCoder without add_ctr_clamp: use mmdet's own head")
+        raise ValueError(f"{head} takes a DeltaXYWHBBoxCoder without add_ctr_clamp: set fast_heads=False")
 
 
 def encode(coder: DeltaXYWHBBoxCoder, bboxes: Tensor, gt_bboxes: Tensor) -> Tensor:

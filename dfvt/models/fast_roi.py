@@ -169,7 +169,7 @@ class FastRoIHead(StandardRoIHead):
         }
         for what, given in refused.items():
             if given:
-                raise ValueError(f"FastRoIHead takes no {what.removeprefix('a ')}: use mmdet's own head")
+                raise ValueError(f"FastRoIHead takes no {what.removeprefix('a ')}: set fast_heads=False")
 
     def forward_train(
         self,

@@ -81,7 +81,7 @@ class FastRPNHead(RPNHead):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         if not self.use_sigmoid_cls or self.reg_decoded_bbox:
-            raise ValueError("FastRPNHead takes a sigmoid loss and no decoded boxes: use mmdet's own head")
+            raise ValueError("FastRPNHead takes a sigmoid loss and no decoded boxes: set fast_heads=False")
         require_plain_coder("FastRPNHead", self.bbox_coder)
         if self.train_cfg:
             require_supported("FastRPNHead", self.assigner, self.sampler)

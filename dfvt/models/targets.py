@@ -177,12 +177,12 @@ def require_supported(head: str, assigner: object, sampler: object) -> None:
     for given, supported in ((assigner, MaxIoUAssigner), (sampler, RandomSampler)):
         if type(given) is not supported:
             raise ValueError(
-                f"{head} takes {supported.__name__} alone, not {type(given).__name__}: use mmdet's own head"
+                f"{head} takes {supported.__name__} alone, not {type(given).__name__}: set fast_heads=False"
             )
     assert isinstance(assigner, MaxIoUAssigner) and isinstance(sampler, RandomSampler)
     if assigner.ignore_iof_thr > 0:
-        raise ValueError(f"{head} takes no ignore_iof_thr above 0: use mmdet's own head")
+        raise ValueError(f"{head} takes no ignore_iof_thr above 0: set fast_heads=False")
     if not isinstance(assigner.neg_iou_thr, float):
-        raise ValueError(f"{head} takes one number as neg_iou_thr: use mmdet's own head")
+        raise ValueError(f"{head} takes one number as neg_iou_thr: set fast_heads=False")
     if sampler.neg_pos_ub >= 0:
-        raise ValueError(f"{head} takes no neg_pos_ub: use mmdet's own head")
+        raise ValueError(f"{head} takes no neg_pos_ub: set fast_heads=False")

@@ -19,6 +19,7 @@ from dfvt.engine.config import (
     with_absolute_paths,
     write_config,
 )
+from dfvt.engine.options import misspelt_names
 from dfvt.engine.precision import precision_of
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,25 @@ def test_options_have_the_meaning_of_mmcv() -> None:
     )
     assert cfg.model.backbone.drop_path_rate == 0.3
     assert cfg.data.train.pipeline[2].flip_ratio == 0.1
+
+
+def test_a_key_that_resembles_none_is_refused_alone() -> None:
+    with pytest.raises(ValueError, match=r"the config has no key seed$"):
+        load_config(PUBLISHED[0], {"seed": 0})
+
+
+def test_names_at_the_top_of_a_file_that_look_misspelt_are_told(tmp_path: Path) -> None:
+    own = "fast_haeds = True\ncanvas = [(800, 1344)]\nimg_side = 800\ndataset_type = 'CocoDataset'\n"
+    (tmp_path / "config.py").write_text(f"_base_ = [{str(PUBLISHED[0])!r}]\n{own}")
+    assert misspelt_names(load_config(tmp_path / "config.py")) == [
+        "the config's canvas is read by nothing: is canvases meant?",
+        "the config's fast_haeds is read by nothing: is fast_heads meant?",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[Dfm]*/*.py")), ids=lambda path: path.stem)
+def test_names_of_our_configs_are_not_misspelt(path: Path) -> None:
+    assert misspelt_names(load_config(path)) == []
 
 
 @pytest.mark.parametrize(

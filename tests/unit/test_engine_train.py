@@ -233,6 +233,26 @@ def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
         check_supported(config)
 
 
+def test_a_training_tells_names_that_look_misspelt(config: Config, tmp_path: Path) -> None:
+    config.fast_haeds = True
+    config.optimizer.lr = "not reached"
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="lr"):
+        train(config, tmp_path, callbacks=[recorder])
+    config.optimizer.lr = 0.001
+    config.data.train.classes = ("disk", "unicorn")
+    with pytest.raises(ValueError, match="unicorn"):
+        train(config, tmp_path, callbacks=[recorder])
+    assert recorder.of("warning") == ["the config's fast_haeds is read by nothing: is fast_heads meant?"]
+
+
+@pytest.mark.parametrize("value", ["maybe", 3, [True]])
+def test_what_torch_compile_cannot_take_is_refused(config: Config, value: Any) -> None:
+    config.compile_backbone = value
+    with pytest.raises(ValueError, match=r"compile_backbone .* must be True, False or a dictionary of torch"):
+        check_supported(config)
+
+
 def test_classes_that_the_annotations_lack_are_named(config: Config, tmp_path: Path) -> None:
     config.data.train.classes = ("disk", "unicorn")
     with pytest.raises(ValueError, match=r"no category 'unicorn': set data\.train\.classes"):
