@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from mmdet.core import encode_mask_results
 
+from benchmarks.arguments import VARIANTS, coco_folder
 from dfvt.data.loading import build_test_loader
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
@@ -38,8 +39,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("coco", type=Path)
-    parser.add_argument("--variants", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("coco", type=coco_folder)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--repeat", type=int, default=4, help="how often each image comes")

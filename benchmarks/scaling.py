@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import VARIANTS, coco_folder, counts
 from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 from benchmarks.train_throughput import SIDES, config_of
 
@@ -34,11 +35,16 @@ Measured = dict[tuple[str, int, bool], dict[str, Any]]
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("coco", type=Path)
-    parser.add_argument("--gpus", default="1,2,4,8", help="counts; those that the machine lacks are named")
-    parser.add_argument("--variants", nargs="+", default=["tiny"])
+    parser.add_argument("coco", type=coco_folder)
     parser.add_argument(
-        "--exchange", nargs="*", help="variants whose exchange is measured too; all unless said"
+        "--gpus", type=counts, default="1,2,4,8", help="those that the machine lacks are named"
+    )
+    parser.add_argument("--variants", nargs="+", default=["tiny"], choices=VARIANTS)
+    parser.add_argument(
+        "--exchange",
+        nargs="*",
+        choices=VARIANTS,
+        help="of these the exchange too; all unless said",
     )
     parser.add_argument(
         "--beside", action="store_true", help="several trainings at once, on GPUs of their own"
@@ -198,11 +204,10 @@ def main() -> None:
     import torch
 
     there = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
-    counts = [int(count) for count in arguments.gpus.split(",")]
     trainings = [
         {"variant": variant, "gpus": count, "gradients": gradients}
         for gradients in (True, False)
-        for count in sorted(counts, reverse=True)
+        for count in sorted(arguments.gpus, reverse=True)
         for variant in (arguments.variants if gradients else arguments.exchange)
         if count <= there and (gradients or count > 1)
     ]
@@ -219,7 +224,7 @@ def main() -> None:
             write(measured)
     print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
     for variant in arguments.variants:
-        for count in counts:
+        for count in arguments.gpus:
             if (variant, count, True) in measured:
                 cells = cells_of(row_of(measured, variant, count))
             else:
@@ -228,6 +233,7 @@ def main() -> None:
             print(f"| {' | '.join(cells)} |", flush=True)
     for result in list(measured.values())[:1]:
         print(f"\n{result['device']}, torch {result['torch']}, batch {arguments.batch} a GPU")
+    sys.exit(len(measured) < len(trainings))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
+
+from benchmarks.arguments import VARIANTS
 
 LINK_EFFICIENCY = 0.8  # of what a link's name says, in all-reduces of large messages
 HOP_SECONDS = 10e-6  # of a small message between two hosts
@@ -113,7 +116,10 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     Raises:
         ValueError: there is no row of one GPU, or none of several with and without the exchange.
     """
-    rows = [row for row in json.loads(path.read_text()) if row["variant"] == variant]
+    content = json.loads(path.read_text())
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ValueError(f"{path} is not what benchmarks.scaling leaves")
+    rows = [row for row in content if row.get("variant") == variant]
     single = next((row for row in rows if row["gpus"] == 1), None)
     several = [row for row in rows if row["gpus"] > 1 and row.get("gradients_share") is not None]
     if single is None or not several:
@@ -181,13 +187,14 @@ def plot(
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("measured", type=Path)
-    parser.add_argument("--variant", default="tiny")
+    parser.add_argument("--variant", default="tiny", choices=VARIANTS)
     parser.add_argument("--links", nargs="+", type=float, default=[200.0, 400.0], help="Gb/s of a host")
     parser.add_argument("--gpus-a-host", type=int, default=8)
     parser.add_argument("--plot", type=Path)
     parser.add_argument(
         "--large-batch",
         nargs=2,
+        type=float,
         metavar=("BATCH", "IMAGES_PER_SECOND"),
         help="of one GPU, measured by benchmarks.train_throughput: what it would do to many",
     )
@@ -196,7 +203,10 @@ def parse() -> Namespace:
 
 def main() -> None:
     arguments = parse()
-    measured, rows = read(arguments.measured, arguments.variant)
+    try:
+        measured, rows = read(arguments.measured, arguments.variant)
+    except (OSError, ValueError) as error:
+        sys.exit(f"scaling_model: {arguments.measured} cannot be used: {error}")
     print("| GPUs of one host | img/s measured | the model's |\n| ---: | ---: | ---: |")
     for row in rows:
         expected = predict(measured, int(row["gpus"]), 1.0, int(row["gpus"]))
@@ -219,9 +229,7 @@ def main() -> None:
             print(f"| {' | '.join([*cells, str(-(-COCO_IMAGES // batch))])} |")
     links = [f"{gigabits:.0f} Gb/s" for gigabits in arguments.links]
     print(f"\n| {REMEDIES_FOR} GPUs | {' | '.join(links)} |\n| --- |{' ---: |' * len(links)}")
-    large = (
-        (int(arguments.large_batch[0]), float(arguments.large_batch[1])) if arguments.large_batch else None
-    )
+    large = (int(arguments.large_batch[0]), arguments.large_batch[1]) if arguments.large_batch else None
     for name, with_it in remedies(measured, large).items():
         found = [predict(with_it, REMEDIES_FOR, link, arguments.gpus_a_host) for link in arguments.links]
         print(f"| {name} | {' | '.join(f'{one.efficiency:.0%}' for one in found)} |")

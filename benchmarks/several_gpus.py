@@ -22,9 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import VARIANTS, coco_folder, counts
 from benchmarks.inference import of_images
 from benchmarks.overfit import REPEATS, config_of, first_images
-from benchmarks.processes import FreeGpus, beside, result_of
+from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 
 # For each training the numbers of GPUs of its halves; the first is looked at again by the evaluations.
 TRAININGS = {"1": (1, 1), "2": (2, 2), "2 again": (2, 2), "2, then 1": (2, 1), "1, then 2": (1, 2)}
@@ -35,13 +36,13 @@ ANNOTATIONS = "annotations.json"
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("coco", type=Path)
+    parser.add_argument("coco", type=coco_folder)
     parser.add_argument("--epochs", type=int, default=3, help="of twenty passes each")
-    parser.add_argument("--variant", default="tiny", choices=("tiny", "small", "base"))
+    parser.add_argument("--variant", default="tiny", choices=VARIANTS)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
     parser.add_argument(
-        "--gpus", default="1,2,4", help="of evaluations; those that the machine lacks are named"
+        "--gpus", type=counts, default="1,2,4", help="of evaluations; those that the machine lacks are named"
     )
     parser.add_argument("--workers", type=int, default=8, help="loader processes a GPU")
     parser.add_argument("--repeat", type=int, default=16, help="of each image, for the speed of evaluations")
@@ -156,6 +157,18 @@ def main() -> None:
     arguments = parse()
     if arguments.one:
         return run_one(arguments)
+    try:
+        compare(arguments)
+    except FailedProcessError as error:
+        sys.exit(f"several_gpus: {error}")
+
+
+def compare(arguments: Namespace) -> None:
+    """Trainings and evaluations, and their tables.
+
+    Raises:
+        FailedProcessError: one of them failed.
+    """
     import torch
 
     available = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
@@ -185,7 +198,7 @@ def main() -> None:
                 flush=True,
             )
         print("\n| GPUs | img/s of an evaluation | times one | bbox_mAP | segm_mAP |\n|" + " ---: |" * 5)
-        for number in map(int, arguments.gpus.split(",")):
+        for number in arguments.gpus:
             if number > available:
                 print(f"| {number} | not run: the machine has {available} | | | |")
                 continue

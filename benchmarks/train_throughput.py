@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import VARIANTS, coco_folder
 from benchmarks.processes import FailedProcessError, result_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -55,8 +56,8 @@ SIDES: dict[str, dict[str, Any]] = {
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("coco", type=Path)
-    parser.add_argument("--variants", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("coco", type=coco_folder)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--batches", nargs="+", type=int, default=[4])
     parser.add_argument(
         "--sides", nargs="+", choices=SIDES, help="stock and graphs (CPU: grouped) unless said"

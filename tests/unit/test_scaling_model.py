@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.arguments import counts
 from benchmarks.scaling_model import (
     COUNTS,
     Measured,
@@ -45,6 +47,19 @@ def test_what_was_not_measured_is_asked_for(tmp_path: Path, kept: slice) -> None
     (tmp_path / "scaling.json").write_text(json.dumps(rows()[kept]))
     with pytest.raises(ValueError, match="run benchmarks"):
         read(tmp_path / "scaling.json", "tiny")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "[{}]", "no JSON"])
+def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scaling.json").write_text(content)
+    with pytest.raises(ValueError):
+        read(tmp_path / "scaling.json", "tiny")
+
+
+@pytest.mark.parametrize("text", ["0", "two", "1,,2", "-1", "1,2.5", ""])
+def test_counts_of_gpus_are_whole_numbers_from_one(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="whole numbers from 1"):
+        counts(text)
 
 
 @given(gpus=st.sampled_from(COUNTS), gigabits=st.sampled_from([100.0, 200.0, 400.0]))

@@ -1,0 +1,32 @@
+"""What several benchmarks are given, refused in a sentence if it cannot be."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+VARIANTS = ("tiny", "small", "base")
+
+
+def coco_folder(text: str) -> Path:
+    """A folder with the annotations and images that trainings of the benchmarks take.
+
+    Raises:
+        ArgumentTypeError: it has not both.
+    """
+    for part in ("annotations/instances_train2017.json", "train2017"):
+        if not Path(text, part).exists():
+            raise ArgumentTypeError(f"{text} has no {part}")
+    return Path(text)
+
+
+def counts(text: str) -> list[int]:
+    """Numbers of GPUs, as in 1,2,4.
+
+    Raises:
+        ArgumentTypeError: one is no whole number from 1.
+    """
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise ArgumentTypeError(f"{text!r} must be whole numbers from 1, as in 1,2,4")
+    return [int(number) for number in numbers]
