@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from mmdet.core import BitmapMasks
 
+from dfvt.engine.assembly import seed_everything
 from dfvt.engine.build import build_merged_optimizer, build_model
 from dfvt.engine.config import load_config
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.hooks import OptimizerStep
 from dfvt.engine.precision import Precision, precision_of
-from dfvt.engine.train import seed_everything
 
 CONFIGS = Path(__file__).parents[1] / "configs/DFvT"
 PRECISIONS: dict[str, dict[str, Any]] = {

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmdet
-import numpy as np
 import torch
 import torch.distributed as dist
 from mmcv import Config
 from mmcv.runner import get_dist_info
 
-import dfvt.models
 from dfvt.data.forecast import canvas_forecast
 from dfvt.data.loading import EpochBatchSampler, build_train_loader, forecast_in_processes
-from dfvt.engine.average import build_average
+from dfvt.engine.assembly import (
+    build_runner,
+    build_train_dataset,
+    checkpoint_meta,
+    register_hooks,
+    seed_everything,
+)
 from dfvt.engine.batches import plan_batches
-from dfvt.engine.build import build_merged_optimizer, build_model, distributed
 from dfvt.engine.callbacks import Callback, TrainingStart
-from dfvt.engine.config import arguments_of
-from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
-from dfvt.engine.graphs import graph_training
-from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
-from dfvt.engine.images import ImagePreparation, canvases_of, images_of
+from dfvt.engine.images import canvases_of
 from dfvt.engine.options import misspelt_names
 from dfvt.engine.precision import precision_of
 from dfvt.engine.readback import require_settings
@@ -44,8 +41,8 @@ from dfvt.engine.resume import (
 )
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.states import StateFiles, read_newest, write_atomically
-from dfvt.engine.support import check_supported, num_accumulated_of
-from dfvt.models.checkpoints import load_fitting_weights, read_checkpoint
+from dfvt.engine.support import check_supported
+from dfvt.models.checkpoints import read_checkpoint
 
 FINAL_FILE = "checkpoint.pth"
 BEST_FILE = "best.pth"
@@ -61,13 +58,6 @@ class TrainResult:
     checkpoint: Path
     step: int
     metrics: dict[str, float]
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def train(
@@ -131,20 +121,9 @@ def train(
     if "cudnn_benchmark" in cfg:
         torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
     seed_everything(seed)
-    data, prepare = images_of(cfg)
-    with arguments_of("data.train"):
-        dataset = build_coco_dataset(data, test_mode=False)
-    require_num_classes(cfg.model, dataset.CLASSES, "data.train")
-    if not len(dataset):
-        raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
+    dataset, prepare = build_train_dataset(cfg)
     identity = training_identity(cfg, seed=seed, num_images=len(dataset))
-    found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir, warn)
-    if found:
-        require_same_training(found[1], identity, found[0])
-    resumes = found is not None
-    if take_over and not found:
-        found = take_over, read_checkpoint(take_over)
-        require_state(found[1], take_over)
+    found, resumes = find_state(work_dir, identity, warn, resume_from=resume_from, take_over=take_over)
     plan = plan_batches(cfg, world_size, found[1] if found else None, num_processes)
     canvases, num_workers = canvases_of(cfg), cfg.data.workers_per_gpu
     forecast = canvas_forecast(dataset, canvases) if cfg.get("group_by_canvas") else None
@@ -196,108 +175,45 @@ def train(
         )
         with closing(loader):
             runner.run(loader)
-    runner.nonfinite.conclude()
     final = work_dir / FINAL_FILE
-    require_finite(runner.model)
-    if rank == 0:
-        write_atomically(model_content(runner, runner.iter), final)
-    if world_size > 1:
-        dist.barrier()  # the file is there when any process returns
+    write_final(runner, final)
     for callback in callbacks:
         callback.on_end(final)
     return TrainResult(final, runner.iter, runner.metrics)
 
 
-def build_runner(
-    cfg: Config,
-    sampler: EpochBatchSampler,
-    classes: Sequence[str],
-    device: torch.device,
-    meta: dict[str, Any],
-    warn: Callable[[str], None],
-    prepare: ImagePreparation,
-    *,
-    is_new: bool,
-) -> DetectorRunner:
-    """Model, optimiser and loop of a config; a new training starts from `load_from` if that is given."""
-    model = build_model(cfg, classes, device)
-    if is_new and cfg.get("load_from"):
-        left_out = load_fitting_weights(model, cfg.load_from)
-        if left_out:
-            warn(left_out)
-    average = build_average(cfg, model)
-    precision = precision_of(cfg, device)
-    gradient_places = graph_training(model, cfg, canvases_of(cfg), precision, device)
-    model = distributed(model, cfg, device)
-    seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
-    return DetectorRunner(
-        model,
-        build_merged_optimizer(model, cfg.optimizer),
-        sampler=sampler,
-        device=device,
-        precision=precision,
-        max_epochs=cfg.runner.max_epochs,
-        meta=meta,
-        num_accumulated=num_accumulated_of(cfg),
-        average=average,
-        max_nonfinite=failure_policy_of(cfg).nonfinite_losses,
-        warn=warn,
-        prepare=prepare,
-        gradient_places=gradient_places,
-    )
-
-
-def checkpoint_meta(config: str, classes: Sequence[str], seed: int) -> dict[str, Any]:
-    """Meta data as mmdet writes them, so that stock mmdet can use the checkpoint."""
-    return {
-        "config": config,
-        "CLASSES": tuple(classes),
-        "mmdet_version": mmdet.__version__,
-        "dfvt_version": dfvt.__version__,
-        "seed": seed,
-    }
-
-
-def register_hooks(
-    runner: DetectorRunner,
-    cfg: Config,
-    callbacks: Sequence[Callback],
-    files: StateFiles,
+def find_state(
+    work_dir: Path,
     identity: dict[str, str],
-    stop_asked: Callable[[], bool],
-) -> None:
-    """Registers schedules, optimiser, evaluation, checkpoints, records and the config's own hooks."""
-    with arguments_of("lr_config"):
-        runner.register_lr_hook(cfg.lr_config)
-    runner.register_momentum_hook(cfg.get("momentum_config"))
-    optimizer_config, evaluation = cfg.get("optimizer_config") or {}, cfg.get("evaluation") or {}
-    checkpoint_config = cfg.get("checkpoint_config") or {}
-    runner.register_hook(OptimizerStep(optimizer_config.get("grad_clip")), priority="ABOVE_NORMAL")
-    with arguments_of("data.val"):
-        val = build_coco_dataset(cfg.data.val, test_mode=True)
-    runner.register_hook(
-        Evaluation(
-            val,
-            callbacks,
-            evaluation.get("interval", 1),
-            num_workers=cfg.data.workers_per_gpu,
-        ),
-        priority="LOW",
-    )
-    best = evaluation.get("save_best", "auto")
-    if best:
-        metric = "bbox_mAP" if best == "auto" else best
-        runner.register_hook(BestCheckpoint(files.folder / BEST_FILE, metric), priority="LOW")
-    for hook in cfg.get("custom_hooks") or []:
-        runner.register_hook_from_cfg(hook)
-    images_per_step = runner.sampler.batch_size * runner.sampler.world_size
-    log_interval = (cfg.get("log_config") or {}).get("interval", 50)
-    runner.register_hook(StepRecords(callbacks, log_interval, images_per_step), priority="VERY_LOW")
-    checkpoints = Checkpoints(
-        files,
-        checkpoint_config.get("interval", 1),
-        by_epoch=checkpoint_config.get("by_epoch", True),
-        identity=identity,
-        stop_asked=stop_asked,
-    )
-    runner.register_hook(checkpoints, priority="LOWEST")  # after all whose numbers it keeps
+    warn: Callable[[str], None],
+    *,
+    resume_from: Path | None,
+    take_over: Path | None,
+) -> tuple[tuple[Path, dict[str, Any]] | None, bool]:
+    """The state to begin with, its file and content, if there is one; and whether it is this training's own.
+
+    Raises:
+        ValueError: it is another training's, or no state.
+    """
+    found = (resume_from, read_checkpoint(resume_from)) if resume_from else read_newest(work_dir, warn)
+    if found:
+        require_same_training(found[1], identity, found[0])
+        return found, True
+    if take_over:
+        found = take_over, read_checkpoint(take_over)
+        require_state(found[1], take_over)
+    return found, False
+
+
+def write_final(runner: DetectorRunner, final: Path) -> None:
+    """The first process writes the weights; the file is there when any process returns.
+
+    Raises:
+        RuntimeError: the training diverged.
+    """
+    runner.nonfinite.conclude()
+    require_finite(runner.model)
+    if runner.rank == 0:
+        write_atomically(model_content(runner, runner.iter), final)
+    if runner.world_size > 1:
+        dist.barrier()

@@ -13,6 +13,7 @@ from mmcv.ops import nms
 from torch import Tensor
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.engine.assembly import seed_everything
 from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
@@ -20,7 +21,7 @@ from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.graphs import graph_training
 from dfvt.engine.images import canvases_of
 from dfvt.engine.precision import Precision
-from dfvt.engine.train import seed_everything, train
+from dfvt.engine.train import train
 from tests.gpu.conftest import Recorder
 
 pytestmark = [

@@ -80,7 +80,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     train(short, folder / "wrapped", seed=6)
     with pytest.MonkeyPatch.context() as patch:  # as a graph would leave them
         patch.setattr(
-            "dfvt.engine.train.graph_training", lambda model, *_: GradientPlaces.make(model.parameters())
+            "dfvt.engine.assembly.graph_training", lambda model, *_: GradientPlaces.make(model.parameters())
         )
         train(short, folder / "in_one_message", seed=6)
 

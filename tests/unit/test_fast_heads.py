@@ -27,11 +27,11 @@ from torch import Tensor
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.data.masks import PackedMasks
+from dfvt.engine.assembly import seed_everything
 from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.engine.train import seed_everything
 from dfvt.models.boxes import decode, encode, overlaps_between
 from dfvt.models.fast_roi import FastRoIHead, mask_targets
 from dfvt.models.fast_rpn import FastRPNHead, ImageSizes

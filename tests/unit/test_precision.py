@@ -13,13 +13,13 @@ from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtr
 from torchvision.ops import roi_align
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
+from dfvt.engine.assembly import seed_everything
 from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.precision import Precision, precision_of, to_float32
-from dfvt.engine.train import seed_everything
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PUBLISHED = load_config(Path(__file__).parents[2] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
