@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -18,6 +19,32 @@ def coco_folder(text: str) -> Path:
         if not Path(text, part).exists():
             raise ArgumentTypeError(f"{text} has no {part}")
     return Path(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"{text!r} must be a number above 0")
+    return number
 
 
 def counts(text: str) -> list[int]:

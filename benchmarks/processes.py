@@ -16,8 +16,16 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
+USERS_ERRORS = ("ValueError: ", "FileNotFoundError: ")
+
+
 class FailedProcessError(Exception):
-    """Says what the process said."""
+    """Says what the process said: its error's sentence where that is for users, else all there is."""
+
+    def __init__(self, said: str) -> None:
+        last = said.strip().splitlines()[-1] if said.strip() else "it said nothing"
+        mine = next((start for start in USERS_ERRORS if last.startswith(start)), None)
+        super().__init__(last.removeprefix(mine) if mine else said.strip()[-3000:] or last)
 
 
 class FreeGpus:
@@ -57,7 +65,7 @@ def result_of(module: str, one: dict[str, Any], gpus: Iterable[int] | None = Non
     command = [sys.executable, "-W", "ignore", "-m", module, *sys.argv[1:], "--one", json.dumps(one)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise FailedProcessError(done.stderr.strip()[-3000:] or f"exit code {done.returncode}")
+        raise FailedProcessError(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

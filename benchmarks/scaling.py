@@ -6,8 +6,13 @@ Usage: python -m benchmarks.scaling COCO [--gpus 1,2,4,8] [--variants tiny small
 training of its own, everything included, with as many processes as GPUs; the speed is the median of the
 second half of its windows of ten iterations. The same training without the exchange of gradients says how
 much of the time that takes, beyond what it hides behind the backward pass. With `--beside` trainings that
-leave GPUs free share the machine, so that each GPU has the same share of the host in all of them. `--cpu`
-takes the CPU, for a try.
+leave GPUs free share the machine, so that each GPU has the same share of the host in all of them. The table's
+"host GiB a process" is of a training process with its loader processes, pages that they share divided among
+them, "of them loading" the latter. What was measured is also in scaling.json, in the folder that the
+environment's OUT names or the present one, as far as it has come.
+
+`--cpu` is a try, which says nothing of efficiency, as all processes share the cores:
+`--cpu --gpus 1,2 --shrink 8 --workers 1 --batch 1 --seconds 150`.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder, counts
+from benchmarks.arguments import VARIANTS, coco_folder, counts, positive, whole
 from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 from benchmarks.train_throughput import SIDES, config_of
 
@@ -49,15 +54,17 @@ def parse() -> Namespace:
     parser.add_argument(
         "--beside", action="store_true", help="several trainings at once, on GPUs of their own"
     )
-    parser.add_argument("--batch", type=int, default=4, help="images a GPU")
-    parser.add_argument("--side", default="graphs", choices=SIDES)
-    parser.add_argument("--seconds", type=float, default=90.0, help="of each training, its start included")
+    parser.add_argument("--batch", type=whole, default=4, help="images a GPU")
+    parser.add_argument("--side", choices=SIDES, help="graphs, on the CPU grouped, unless said")
+    parser.add_argument("--seconds", type=positive, default=90.0, help="of each training, its start included")
     parser.add_argument("--workers", type=int, default=14, help="loader processes a GPU")
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
-    parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides")
+    parser.add_argument("--shrink", type=whole, default=1, help="divides the images' sides")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU")
     parser.add_argument("--one", type=json.loads, help="(for its own processes)")
     arguments = parser.parse_args()
+    if arguments.side is None:
+        arguments.side = "grouped" if arguments.cpu else "graphs"
     if arguments.exchange is None:
         arguments.exchange = arguments.variants
     return arguments
@@ -154,10 +161,17 @@ def measure(arguments: Namespace, one: dict[str, Any], gpus: list[int]) -> dict[
         if not result:
             raise FailedProcessError(f"no two windows in {arguments.seconds:.0f} s")
     except FailedProcessError as error:
-        print(f"{one}: {error}", file=sys.stderr, flush=True)
+        print(f"{name_of(one)}: failed: {error}", file=sys.stderr, flush=True)
         return None
-    print(f"measured: {result}", file=sys.stderr, flush=True)
+    speed, windows = result["images_per_second"], result["windows"]
+    print(f"{name_of(one)}: {speed:.1f} img/s, of {windows} windows", file=sys.stderr, flush=True)
     return result
+
+
+def name_of(one: dict[str, Any]) -> str:
+    """A training, for the user."""
+    exchange = "" if one["gradients"] else " without exchange"
+    return f"{one['variant']} on {one['gpus']}{exchange}"
 
 
 def row_of(measured: Measured, variant: str, count: int) -> dict[str, Any]:
@@ -204,6 +218,8 @@ def main() -> None:
     import torch
 
     there = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    if not there:
+        sys.exit("scaling: this machine has no GPU; --cpu takes its processor, for a try")
     trainings = [
         {"variant": variant, "gpus": count, "gradients": gradients}
         for gradients in (True, False)

@@ -19,6 +19,7 @@ What is known by measurement is printed beside what the model says of it, and th
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -28,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
-from benchmarks.arguments import VARIANTS
+from benchmarks.arguments import VARIANTS, positive, whole
 
 LINK_EFFICIENCY = 0.8  # of what a link's name says, in all-reduces of large messages
 HOP_SECONDS = 10e-6  # of a small message between two hosts
@@ -114,17 +115,22 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     """What was measured of a variant, and its rows.
 
     Raises:
-        ValueError: there is no row of one GPU, or none of several with and without the exchange.
+        ValueError: there is no row of one GPU, or none of several with and without the exchange, or a row
+            lacks what it should have.
     """
     content = json.loads(path.read_text())
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ValueError(f"{path} is not what benchmarks.scaling leaves")
     rows = [row for row in content if row.get("variant") == variant]
+    for row, key in itertools.product(rows, ("gpus", "batch", "images_per_second", "gradient_bytes")):
+        if not isinstance(row.get(key), int | float) or row[key] <= 0:
+            raise ValueError(f"{path}: {key} of {variant} is {row.get(key)!r}, and must be a number above 0")
     single = next((row for row in rows if row["gpus"] == 1), None)
     several = [row for row in rows if row["gpus"] > 1 and row.get("gradients_share") is not None]
     if single is None or not several:
         raise ValueError(
-            f"{path} has not what is needed of {variant}: run benchmarks.scaling with --gpus 1,2 or more"
+            f"{path} lacks {variant} on one GPU, or on several with and without the exchange of gradients: "
+            f"run benchmarks.scaling with --gpus 1,2 or more, --variants {variant} and --exchange {variant}"
         )
     most = max(several, key=lambda row: row["gpus"])
     batch = int(single["batch"])
@@ -188,13 +194,13 @@ def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("measured", type=Path)
     parser.add_argument("--variant", default="tiny", choices=VARIANTS)
-    parser.add_argument("--links", nargs="+", type=float, default=[200.0, 400.0], help="Gb/s of a host")
-    parser.add_argument("--gpus-a-host", type=int, default=8)
+    parser.add_argument("--links", nargs="+", type=positive, default=[200.0, 400.0], help="Gb/s of a host")
+    parser.add_argument("--gpus-a-host", type=whole, default=8)
     parser.add_argument("--plot", type=Path)
     parser.add_argument(
         "--large-batch",
         nargs=2,
-        type=float,
+        type=positive,
         metavar=("BATCH", "IMAGES_PER_SECOND"),
         help="of one GPU, measured by benchmarks.train_throughput: what it would do to many",
     )
@@ -207,10 +213,12 @@ def main() -> None:
         measured, rows = read(arguments.measured, arguments.variant)
     except (OSError, ValueError) as error:
         sys.exit(f"scaling_model: {arguments.measured} cannot be used: {error}")
-    print("| GPUs of one host | img/s measured | the model's |\n| ---: | ---: | ---: |")
-    for row in rows:
-        expected = predict(measured, int(row["gpus"]), 1.0, int(row["gpus"]))
-        print(f"| {row['gpus']} | {row['images_per_second']:.1f} | {expected.images_per_second:.1f} |")
+    print("| GPUs of one host | img/s measured | the model's | efficiency |\n|" + " ---: |" * 4)
+    speeds = {int(row["gpus"]): row["images_per_second"] for row in rows}
+    for count in sorted({*speeds, *(count for count in OF_ONE_HOST if count <= arguments.gpus_a_host)}):
+        one = predict(measured, count, 1.0, count)
+        speed = f"{speeds[count]:.1f}" if count in speeds else ""
+        print(f"| {count} | {speed} | {one.images_per_second:.1f} | {one.efficiency:.1%} |")
     print(
         "\n| GPUs | link, Gb/s | step, ms | computes | exchanges | waits | img/s | efficiency | batch | "
         "iterations an epoch |\n|" + " ---: |" * 10
@@ -235,8 +243,11 @@ def main() -> None:
         print(f"| {name} | {' | '.join(f'{one.efficiency:.0%}' for one in found)} |")
     if arguments.plot:
         single = measured.batch / measured.step_seconds
-        speeds = [(int(row["gpus"]), row["images_per_second"]) for row in rows]
-        plot(lines, [(gpus, 100 * speed / (gpus * single)) for gpus, speed in speeds], arguments.plot)
+        points = [(gpus, 100 * speed / (gpus * single)) for gpus, speed in speeds.items()]
+        try:
+            plot(lines, points, arguments.plot)
+        except (OSError, ValueError) as error:
+            sys.exit(f"scaling_model: no plot in {arguments.plot}: {error}")
 
 
 if __name__ == "__main__":

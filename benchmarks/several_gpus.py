@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder, counts
+from benchmarks.arguments import VARIANTS, coco_folder, counts, whole
 from benchmarks.inference import of_images
 from benchmarks.overfit import REPEATS, config_of, first_images
 from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
@@ -31,21 +31,24 @@ from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 TRAININGS = {"1": (1, 1), "2": (2, 2), "2 again": (2, 2), "2, then 1": (2, 1), "1, then 2": (1, 2)}
 NUM_ROWS = 8
 GLOBAL_BATCH = 8
+WINDOW = 4  # iterations that a loss is the mean of
 ANNOTATIONS = "annotations.json"
 
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("coco", type=coco_folder)
-    parser.add_argument("--epochs", type=int, default=3, help="of twenty passes each")
+    parser.add_argument("--epochs", type=whole, default=3, help="of twenty passes each")
     parser.add_argument("--variant", default="tiny", choices=VARIANTS)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=whole, default=64)
     parser.add_argument("--scale", type=int, nargs=2, default=(832, 640), metavar=("LONG", "SHORT"))
     parser.add_argument(
         "--gpus", type=counts, default="1,2,4", help="of evaluations; those that the machine lacks are named"
     )
     parser.add_argument("--workers", type=int, default=8, help="loader processes a GPU")
-    parser.add_argument("--repeat", type=int, default=16, help="of each image, for the speed of evaluations")
+    parser.add_argument(
+        "--repeat", type=whole, default=16, help="of each image, for the speed of evaluations"
+    )
     parser.add_argument("--fast", action="store_true", help="with all of configs/_base_/fast.py")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the config")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU, for a try")
@@ -74,7 +77,11 @@ def train_half(device: Any, arguments: Namespace, folder: str, stop_after: int |
     arguments.batch = GLOBAL_BATCH // 2
     cfg = config_of(arguments, Path(folder, f"process{rank}"))
     cfg.merge_from_dict(
-        {"data.workers_per_gpu": arguments.workers, "checkpoint_config.interval": 1, "log_config.interval": 4}
+        {
+            "data.workers_per_gpu": arguments.workers,
+            "checkpoint_config.interval": 1,
+            "log_config.interval": WINDOW,
+        }
     )
     for split in ("train", "val", "test"):  # one file for all processes: a training that goes on asks for it
         cfg.data[split].get("dataset", cfg.data[split]).ann_file = str(Path(folder, ANNOTATIONS))
@@ -140,7 +147,8 @@ def train_whole(arguments: Namespace, folder: Path, halves: tuple[int, int], fre
     first, second = halves
     parts: list[tuple[int, int | None]] = [(second, None)]
     if first != second:
-        parts.insert(0, (first, arguments.epochs * REPEATS * arguments.images // GLOBAL_BATCH // 2))
+        half = arguments.epochs * REPEATS * arguments.images // GLOBAL_BATCH // 2
+        parts.insert(0, (first, max(half // WINDOW, 1) * WINDOW))  # where a window of losses ends
     for number, stop_after in parts:
         with free.taken(number) as gpus:
             one = {"work": "train", "gpus": number, "folder": str(folder), "stop_after": stop_after}
@@ -172,6 +180,8 @@ def compare(arguments: Namespace) -> None:
     import torch
 
     available = (os.cpu_count() or 1) if arguments.cpu else torch.cuda.device_count()
+    if not available or min(arguments.gpus) > available:
+        sys.exit(f"several_gpus: this machine has {available} GPUs; --cpu takes its processor, for a try")
     free = FreeGpus(available)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -193,10 +203,8 @@ def compare(arguments: Namespace) -> None:
         for part in range(num_rows):
             window = steps[len(steps) * part // num_rows : len(steps) * (part + 1) // num_rows]
             means = [statistics.mean(curve[step] for step in window) for curve in curves.values()]
-            print(
-                f"| {window[0] - 3}–{window[-1]} | {' | '.join(f'{mean:.3f}' for mean in means)} |",
-                flush=True,
-            )
+            first = max((step for step in steps if step < window[0]), default=0) + 1
+            print(f"| {first}–{window[-1]} | {' | '.join(f'{mean:.3f}' for mean in means)} |", flush=True)
         print("\n| GPUs | img/s of an evaluation | times one | bbox_mAP | segm_mAP |\n|" + " ---: |" * 5)
         for number in arguments.gpus:
             if number > available:
@@ -206,7 +214,8 @@ def compare(arguments: Namespace) -> None:
             row = {"gpus": number, **result_of("benchmarks.several_gpus", one, range(number))}
             rows.append(row)
             speeds = [f"{row['images_per_second']:.1f}"]
-            speeds.append(f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}")
+            single = rows[0]["images_per_second"] if rows[0]["gpus"] == 1 else None
+            speeds.append(f"{row['images_per_second'] / single:.2f}" if single else "")
             maps = [f"{row[f'{kind}_mAP']:.6f}" for kind in ("bbox", "segm")]
             print(f"| {' | '.join([str(number), *speeds, *maps])} |", flush=True)
     content = {"losses": curves, "evaluations": rows}

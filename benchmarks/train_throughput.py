@@ -21,12 +21,12 @@ import statistics
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder
+from benchmarks.arguments import VARIANTS, coco_folder, positive, whole
 from benchmarks.processes import FailedProcessError, result_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -55,17 +55,19 @@ SIDES: dict[str, dict[str, Any]] = {
 
 
 def parse() -> Namespace:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("coco", type=coco_folder)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
-    parser.add_argument("--batches", nargs="+", type=int, default=[4])
+    parser.add_argument("--batches", nargs="+", type=whole, default=[4])
     parser.add_argument(
         "--sides", nargs="+", choices=SIDES, help="stock and graphs (CPU: grouped) unless said"
     )
-    parser.add_argument("--seconds", type=float, default=90.0, help="of each training, its start included")
+    parser.add_argument("--seconds", type=positive, default=90.0, help="of each training, its start included")
     parser.add_argument("--workers", type=int, default=14, help="loader processes")
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
-    parser.add_argument("--shrink", type=int, default=1, help="divides the images' sides, for a try on a CPU")
+    parser.add_argument(
+        "--shrink", type=whole, default=1, help="divides the images' sides, for a try on a CPU"
+    )
     parser.add_argument("--profile", action="store_true", help="kernels, waits and busy time of a window too")
     parser.add_argument("--loader", action="store_true", help="the fast side's loader alone, nothing else")
     parser.add_argument("--one", type=json.loads, help="(for its own processes)")
@@ -281,7 +283,7 @@ def main() -> None:
                     why = str(error).splitlines()[-1]
                     rest = " |" * (len(columns + extra) - 4)
                     print(f"| {variant} | {batch} | {side} | failed: {why} |{rest}", flush=True)
-                    if "Traceback" in str(error) and not why.startswith("ValueError"):
+                    if why != str(error):
                         print(error, file=sys.stderr, flush=True)
                     continue
                 results.append(result)

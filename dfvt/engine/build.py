@@ -14,7 +14,7 @@ from mmcv.runner.optimizer.builder import OPTIMIZERS
 from mmdet.models import build_detector
 from torch import nn
 
-from dfvt.engine.compat import DistributedDetector, parse_losses
+from dfvt.engine.compat import FORWARD_SYNC, DistributedDetector, parse_losses
 from dfvt.engine.config import arguments_of
 from dfvt.engine.precision import guard_interfaces
 from dfvt.models.dfvt import DFvT
@@ -94,11 +94,12 @@ def distributed(model: nn.Module, cfg: Config, device: torch.device) -> nn.Modul
     """
     if get_dist_info()[1] == 1:
         return model
+    forward_sync: dict[str, Any] = {FORWARD_SYNC: False}
     return DistributedDetector(
         model,
         device_ids=[device.index or 0] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=cfg.get("find_unused_parameters", False),
+        **forward_sync,
     )
 
 

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from typing import Any
@@ -88,6 +89,14 @@ def parse_losses(losses: Mapping[str, Tensor | Sequence[Tensor]]) -> tuple[Tenso
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(numbers.div_(dist.get_world_size()))
     return loss, ArrivingNumbers((*means, "loss"), numbers)
+
+
+# Whether each forward pass shares BatchNorm's statistics: PyTorch 2.13 renamed it.
+FORWARD_SYNC = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 
 
 class DistributedDetector(DistributedDataParallel):

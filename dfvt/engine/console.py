@@ -13,10 +13,12 @@ def quiet_libraries() -> None:
     """Silences what tells a user nothing. Called by entry points, before they import anything of mmcv.
 
     These are mmcv's notice of its next major version and its list of every initialised weight, mmdet's that
-    there is a newer word for `pretrained`, and torch's notice that a CUDA toolkit is there and a GPU is not.
+    there is a newer word for `pretrained`, and torch's notices that a CUDA toolkit is there and a GPU is not,
+    and that gradients of 1×1 convolutions have other strides than their place, in which they lie the same.
     """
     warnings.filterwarnings("ignore", message="On January 1, 2023, MMCV", category=UserWarning)
     warnings.filterwarnings("ignore", message="DeprecationWarning: pretrained is deprecated")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from mmcv.utils import get_logger
 

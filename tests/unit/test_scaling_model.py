@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.arguments import counts
+from benchmarks.arguments import counts, positive, whole
+from benchmarks.processes import FailedProcessError
 from benchmarks.scaling_model import (
     COUNTS,
     Measured,
@@ -49,7 +50,9 @@ def test_what_was_not_measured_is_asked_for(tmp_path: Path, kept: slice) -> None
         read(tmp_path / "scaling.json", "tiny")
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "[{}]", "no JSON"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "[{}]", '[{"variant": "tiny"}]', '[{"variant": "tiny", "gpus": "x"}]', "no JSON"]
+)
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "scaling.json").write_text(content)
     with pytest.raises(ValueError):
@@ -60,6 +63,21 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 def test_counts_of_gpus_are_whole_numbers_from_one(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="whole numbers from 1"):
         counts(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "many", ""])
+def test_numbers_that_are_not_above_0_are_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="must be a"):
+        positive(text)
+    with pytest.raises(ArgumentTypeError, match="must be a"):
+        whole(text)
+
+
+def test_a_process_that_failed_is_quoted_with_its_sentence_or_with_all_it_said() -> None:
+    trace = "Traceback (most recent call last):\n  File\n"
+    assert str(FailedProcessError(f"{trace}ValueError: raise it\n")) == "raise it"
+    assert str(FailedProcessError(f"{trace}KeyError: 'x'\n")) == f"{trace}KeyError: 'x'"
+    assert str(FailedProcessError("")) == "it said nothing"
 
 
 @given(gpus=st.sampled_from(COUNTS), gigabits=st.sampled_from([100.0, 200.0, 400.0]))
