@@ -5,7 +5,9 @@ Usage: python -m benchmarks.several_gpus COCO [--epochs 3] [--gpus 1,2,4] [--fas
 A training of `benchmarks.overfit` goes through on one GPU and, twice, on two; another one is stopped in its
 middle on two and goes on on one, a third the other way; the global batch is the same. Their losses stand side
 by side: what two equal trainings differ by is what the others may. Then the detector of the first is
-evaluated on each number of GPUs, and its numbers compared. Trainings share the machine, evaluations do not.
+evaluated on each number of GPUs, and its numbers compared. Losses are means of windows of four iterations;
+of the window in which a training changed its GPUs only those after the change count.
+Trainings share the machine, evaluations do not.
 """
 
 from __future__ import annotations
