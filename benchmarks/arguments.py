@@ -48,7 +48,7 @@ def positive(text: str) -> float:
 
 
 def counts(text: str) -> list[int]:
-    """Numbers of GPUs, as in 1,2,4.
+    """Numbers of GPUs, as in 1,2,4, each once.
 
     Raises:
         ArgumentTypeError: one is no whole number from 1.
@@ -56,4 +56,4 @@ def counts(text: str) -> list[int]:
     numbers = text.split(",")
     if not all(number.strip().isdecimal() and int(number) for number in numbers):
         raise ArgumentTypeError(f"{text!r} must be whole numbers from 1, as in 1,2,4")
-    return [int(number) for number in numbers]
+    return list(dict.fromkeys(map(int, numbers)))

@@ -224,7 +224,7 @@ def main() -> None:
         {"variant": variant, "gpus": count, "gradients": gradients}
         for gradients in (True, False)
         for count in sorted(arguments.gpus, reverse=True)
-        for variant in (arguments.variants if gradients else arguments.exchange)
+        for variant in dict.fromkeys(arguments.variants if gradients else arguments.exchange)
         if count <= there and (gradients or count > 1)
     ]
     free = FreeGpus(there)

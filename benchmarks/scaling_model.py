@@ -120,16 +120,16 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     """
     content = json.loads(path.read_text())
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise ValueError(f"{path} is not what benchmarks.scaling leaves")
+        raise ValueError("it is not what benchmarks.scaling leaves")
     rows = [row for row in content if row.get("variant") == variant]
     for row, key in itertools.product(rows, ("gpus", "batch", "images_per_second", "gradient_bytes")):
         if not isinstance(row.get(key), int | float) or row[key] <= 0:
-            raise ValueError(f"{path}: {key} of {variant} is {row.get(key)!r}, and must be a number above 0")
+            raise ValueError(f"{key} of {variant} is {row.get(key)!r}, and must be a number above 0")
     single = next((row for row in rows if row["gpus"] == 1), None)
     several = [row for row in rows if row["gpus"] > 1 and row.get("gradients_share") is not None]
     if single is None or not several:
         raise ValueError(
-            f"{path} lacks {variant} on one GPU, or on several with and without the exchange of gradients: "
+            f"it lacks {variant} on one GPU, or on several with and without the exchange of gradients: "
             f"run benchmarks.scaling with --gpus 1,2 or more, --variants {variant} and --exchange {variant}"
         )
     most = max(several, key=lambda row: row["gpus"])

@@ -97,9 +97,8 @@ class DetectorRunner(BaseRunner):
         start = self._iter - self._epoch * self.sampler.num_batches
         self.sampler.set_position(self._epoch, start)
         self.call_hook("before_train_epoch")
-        with contextlib.closing(
-            self.batches(loader)
-        ) as batches:  # else an exception keeps the loader's processes
+        # An exception that somebody keeps would else keep the loader's processes too.
+        with contextlib.closing(self.batches(loader)) as batches:
             for inner_iter, parts in enumerate(batches, start):
                 self._inner_iter = inner_iter
                 self.call_hook("before_train_iter")

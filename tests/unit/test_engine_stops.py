@@ -133,19 +133,22 @@ def no_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_collection")
-@pytest.mark.parametrize("stop_asked", [StopAt(6), StopAt(-1)], ids=["stopped", "finished"])
-def test_loader_processes_end_with_the_training_whoever_still_holds_it(
-    config: Config, tmp_path: Path, stop_asked: StopAt
-) -> None:
+def test_loader_processes_end_with_a_training_that_is_finished(config: Config, tmp_path: Path) -> None:
     """A process that ends with them waits five seconds for each of them."""
     config.data.workers_per_gpu = 2
-    stopped = None
-    try:
-        train(config, tmp_path, seed=5, stop_asked=stop_asked)
-    except TrainingStopped as error:
-        stopped = error
-    assert (stopped is not None) == (stop_asked.left == 0)
+    train(config, tmp_path, seed=5)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_loader_processes_end_with_a_stopped_training_whoever_keeps_the_exception(
+    config: Config, tmp_path: Path
+) -> None:
+    config.data.workers_per_gpu = 2
+    with pytest.raises(TrainingStopped) as kept:
+        train(config, tmp_path, seed=5, stop_asked=StopAt(6))
+    assert multiprocessing.active_children() == []
+    assert kept.value.step
 
 
 class Report(Callback):

@@ -235,11 +235,7 @@ def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
 
 def test_a_training_tells_names_that_look_misspelt(config: Config, tmp_path: Path) -> None:
     config.fast_haeds = True
-    config.optimizer.lr = "not reached"
     recorder = Recorder()
-    with pytest.raises(ValueError, match="lr"):
-        train(config, tmp_path, callbacks=[recorder])
-    config.optimizer.lr = 0.001
     config.data.train.classes = ("disk", "unicorn")
     with pytest.raises(ValueError, match="unicorn"):
         train(config, tmp_path, callbacks=[recorder])

@@ -51,11 +51,19 @@ def test_what_was_not_measured_is_asked_for(tmp_path: Path, kept: slice) -> None
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", "[1]", "[{}]", '[{"variant": "tiny"}]', '[{"variant": "tiny", "gpus": "x"}]', "no JSON"]
+    ("content", "sentence"),
+    [
+        ("{}", "it is not what benchmarks"),
+        ("[1]", "it is not what benchmarks"),
+        ("[{}]", "it lacks tiny on one GPU"),
+        ('[{"variant": "tiny"}]', "gpus of tiny is None, and must be a number"),
+        ('[{"variant": "tiny", "gpus": "x"}]', "gpus of tiny is 'x', and must be a number"),
+        ("no JSON", "Expecting value"),
+    ],
 )
-def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "scaling.json").write_text(content)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=sentence):
         read(tmp_path / "scaling.json", "tiny")
 
 
@@ -63,6 +71,10 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 def test_counts_of_gpus_are_whole_numbers_from_one(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="whole numbers from 1"):
         counts(text)
+
+
+def test_each_count_comes_once_in_the_order_given() -> None:
+    assert counts("4,1, 4,2") == [4, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "many", ""])
