@@ -75,7 +75,8 @@ def _sweep(options: Namespace) -> None:
         case [spec] if spec not in ("status", "results"):
             if options.submit:
                 return _submit_sweep(Path(spec), options.home or _home())
-            from dfvt.cluster.sweep import plan_lines, prepare_sweep, run_sweep
+            from dfvt.cluster.preparation import plan_lines, prepare_sweep
+            from dfvt.cluster.sweep import run_sweep
 
             sweep = prepare_sweep(Path(spec), Path.cwd(), _home())
             if options.plan:

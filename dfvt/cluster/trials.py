@@ -22,6 +22,7 @@ from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.cluster.trainable import Result, Sweep
+from dfvt.cluster.trial_config import config_of_trial, searched_part
 from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
@@ -193,18 +194,13 @@ def job_of(
     sweep: Sweep, assignment: Mapping[str, JsonValue], trial: Mirror, trial_id: str
 ) -> tuple[TrainingJob, dict[str, object]]:
     """The training of a trial, and the parameters that its MLflow run shows."""
-    from mmcv import Config
-
     from dfvt.engine.config import override_config
-    from dfvt.engine.options import merge_options
 
     spec, variant = sweep.spec, str(assignment["variant"])
     own = {key: getattr(spec, key) for key in TRAIN_KEYS} | {
         key: value for key, value in assignment.items() if key in TRAIN_KEYS
     }
-    cfg = Config.fromstring(sweep.configs[variant], ".py")
-    searched = {key: value for key, value in assignment.items() if key not in TRAIN_KEYS and key != "variant"}
-    merge_options(cfg, {**spec.cfg_options, **searched})
+    cfg, searched = config_of_trial(spec, sweep.configs, assignment), searched_part(assignment)
     override_config(cfg, lr=own["lr"], num_epochs=own["num_epochs"], batch_size=own["batch_size"])
     expected = {
         "optimizer.lr": own["lr"],

@@ -9,10 +9,10 @@ import pytest
 from mmcv import Config
 
 from dfvt.cluster.population import TAKEN_OVER, hand_over, take_over
+from dfvt.cluster.preparation import require_search
 from dfvt.cluster.records import TakeOver, TrialRecord
 from dfvt.cluster.spaces import TRIAL, inside, scheduler_of, segment_of
 from dfvt.cluster.spec import SweepSpec, load_spec
-from dfvt.cluster.sweep import require_search
 from dfvt.data.storage import Mirror
 from dfvt.reports.sweep import results_table
 
