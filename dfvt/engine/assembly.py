@@ -10,6 +10,7 @@ import mmdet
 import numpy as np
 import torch
 from mmcv import Config
+from mmcv.runner import get_dist_info
 
 import dfvt.models
 from dfvt.data.loading import EpochBatchSampler
@@ -19,6 +20,7 @@ from dfvt.engine.callbacks import Callback
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
+from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.graphs import graph_training
 from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, OptimizerStep, StepRecords
 from dfvt.engine.images import ImagePreparation, canvases_of, images_of
@@ -73,6 +75,8 @@ def build_runner(
     average = build_average(cfg, model)
     precision = precision_of(cfg, device)
     gradient_places = graph_training(model, cfg, canvases_of(cfg), precision, device)
+    if device.type == "cpu" and get_dist_info()[1] > 1 and not cfg.get("find_unused_parameters"):
+        gradient_places = GradientPlaces.make(one for one in model.parameters() if one.requires_grad)
     model = distributed(model, cfg, device)
     seed_everything(sampler.seed + sampler.rank)  # from here on processes draw their own samples
     return DetectorRunner(

@@ -14,10 +14,12 @@ ALIGNMENT = 32  # numbers: kernels that read 16 bytes at once want addresses tha
 
 @dataclass(frozen=True)
 class GradientPlaces:
-    """Where the gradients of a detector lie that a CUDA graph leaves all at once.
+    """Where the gradients of a detector lie that are averaged all at once.
 
     `DistributedDataParallel` would copy each of some hundreds into a bucket and back, to begin with the first
-    ones before the last ones are there. They are all there at once.
+    ones before the last ones are there. After a CUDA graph they are all there at once. On a CPU the order of
+    additions is to be that of every other iteration, which three and more processes can tell: those buckets
+    are others in the first iteration after a start.
 
     Attributes:
         parameters: those that are trained.

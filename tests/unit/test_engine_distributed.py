@@ -19,7 +19,7 @@ from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import evaluate_model, predict
-from dfvt.engine.gradients import GradientPlaces
+from dfvt.engine.hooks import TrainingStopped
 from dfvt.engine.infer import load_detector
 from dfvt.engine.launch import launch
 from dfvt.engine.runner import DetectorRunner
@@ -27,6 +27,7 @@ from dfvt.engine.train import train
 
 WORLD_SIZE = 2
 CPU = torch.device("cpu")
+SHORT = {"runner.max_epochs": 1, "evaluation.interval": 0}
 
 
 class Evaluations(Callback):
@@ -76,13 +77,10 @@ def work(rank: int, port: int, folder: Path) -> None:
     again = train(load_config(folder / "config.py"), folder / "work", seed=6)
     assert again.step == result.step
 
-    short = load_config(folder / "config.py", {"runner.max_epochs": 1, "evaluation.interval": 0})
-    train(short, folder / "wrapped", seed=6)
-    with pytest.MonkeyPatch.context() as patch:  # as a graph would leave them
-        patch.setattr(
-            "dfvt.engine.assembly.graph_training", lambda model, *_: GradientPlaces.make(model.parameters())
-        )
-        train(short, folder / "in_one_message", seed=6)
+    short = load_config(folder / "config.py", SHORT)
+    train(short, folder / "in_one_message", seed=6)
+    wrapped = load_config(folder / "config.py", {**SHORT, "find_unused_parameters": True})
+    train(wrapped, folder / "wrapped", seed=6)
 
     train(
         load_config(folder / "config.py", {"runner.max_epochs": 1, "ema.decay": 0.9}), folder / "ema", seed=6
@@ -172,6 +170,39 @@ def test_three_processes_find_what_one_finds_in_images_that_they_cannot_share_ev
     for ours, theirs in zip(alone, together, strict=True):
         for mine, its in zip(ours, theirs, strict=True):
             assert mine == pytest.approx(its, rel=1e-5, abs=1e-5)
+
+
+class AfterIterations:
+    """Asks to stop once it was asked so often."""
+
+    def __init__(self, num_iterations: int) -> None:
+        self.num_left = num_iterations
+
+    def __call__(self) -> bool:
+        self.num_left -= 1
+        return self.num_left < 0
+
+
+def train_twice(device: torch.device, folder: Path) -> int:
+    """Trains, and trains again with an interruption; returns after how many iterations that was."""
+    torch.set_num_threads(1)
+    cfg = load_config(folder / "config.py", {"runner.max_epochs": 3, "evaluation.interval": 0})
+    train(cfg, folder / "whole", device=device, seed=6)
+    with pytest.raises(TrainingStopped) as stopped:
+        train(cfg, folder / "parts", device=device, seed=6, stop_asked=AfterIterations(2))
+    train(cfg, folder / "parts", device=device, seed=6)
+    return int(stopped.value.step)
+
+
+def test_three_processes_go_on_bit_for_bit_as_if_nothing_had_happened(folder: Path) -> None:
+    """Of three summands the order matters: it has to be that of an iteration in the middle."""
+    stopped_after = launch(train_twice, [CPU] * 3, folder)
+    whole, parts = (
+        torch.load(folder / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts")
+    )
+    assert 0 < stopped_after < whole["meta"]["iter"] - 1
+    first, second = whole["state_dict"], parts["state_dict"]
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_a_process_whose_images_have_no_objects_does_not_stop_the_training(folder: Path) -> None:
