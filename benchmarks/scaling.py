@@ -1,6 +1,6 @@
 """How a training's speed grows with the number of GPUs of one host.
 
-Usage: python -m benchmarks.scaling COCO [--gpus 1,2,4,8] [--variants tiny small base] [--batch 4] [--side …]
+Usage: python -m benchmarks.scaling COCO [--gpus 1,2,4,8] [--variants tiny] [--batch 4] [--side …]
 
 `COCO` is as for `benchmarks.train_throughput`, and so are the images, the recipe and the sides. Each row is a
 training of its own, everything included, with as many processes as GPUs; the speed is the median of the
@@ -9,7 +9,8 @@ much of the time that takes, beyond what it hides behind the backward pass. With
 leave GPUs free share the machine, so that each GPU has the same share of the host in all of them. The table's
 "host GiB a process" is of a training process with its loader processes, pages that they share divided among
 them, "of them loading" the latter. What was measured is also in scaling.json, in the folder that the
-environment's OUT names or the present one, as far as it has come.
+environment's OUT names or the present one, as far as it has come; `--add` keeps what another call on the same
+machine left there.
 
 `--cpu` is a try, which says nothing of efficiency, as all processes share the cores:
 `--cpu --gpus 1,2 --shrink 8 --workers 1 --batch 1 --seconds 150`.
@@ -46,10 +47,12 @@ def parse() -> Namespace:
     )
     parser.add_argument("--variants", nargs="+", default=["tiny"], choices=VARIANTS)
     parser.add_argument(
-        "--exchange",
+        "--without-exchange",
         nargs="*",
         choices=VARIANTS,
-        help="of these the exchange too; all unless said",
+        metavar="VARIANT",
+        help="of these also trainings without it, which say what it takes; of all unless said, of none after "
+        "the bare option",
     )
     parser.add_argument(
         "--beside", action="store_true", help="several trainings at once, on GPUs of their own"
@@ -61,12 +64,13 @@ def parse() -> Namespace:
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
     parser.add_argument("--shrink", type=whole, default=1, help="divides the images' sides")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU")
+    parser.add_argument("--add", action="store_true", help="to the scaling.json that is there")
     parser.add_argument("--one", type=json.loads, help="(for its own processes)")
     arguments = parser.parse_args()
     if arguments.side is None:
         arguments.side = "grouped" if arguments.cpu else "graphs"
-    if arguments.exchange is None:
-        arguments.exchange = arguments.variants
+    if arguments.without_exchange is None:
+        arguments.without_exchange = arguments.variants
     return arguments
 
 
@@ -185,14 +189,37 @@ def row_of(measured: Measured, variant: str, count: int) -> dict[str, Any]:
     return {
         **result,
         "efficiency": speed / (count * single) if single else None,
-        "gradients_share": 1 - speed / alone if alone else None,
+        "gradients_share": 1 - speed / alone if alone else result.get("gradients_share"),
     }
 
 
-def write(measured: Measured) -> None:
+def file_of_results() -> Path:
+    """Where what was measured is written."""
+    return Path(os.environ.get("OUT", "."), "scaling.json")
+
+
+def earlier(path: Path) -> Measured:
+    """What another call left there; nothing if there was none.
+
+    Raises:
+        ValueError: it is not what this benchmark leaves.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return {(row["variant"], row["gpus"], row["gradients"]): row for row in json.loads(path.read_text())}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not what benchmarks.scaling leaves: move it away") from error
+
+
+def write(measured: Measured, path: Path) -> None:
     """The rows that there are so far, so that a run that is cut off leaves them."""
-    rows = [row_of(measured, variant, count) for variant, count, gradients in sorted(measured) if gradients]
-    Path(os.environ.get("OUT", "."), "scaling.json").write_text(json.dumps(rows, indent=1))
+    keys = sorted(measured, key=lambda key: (VARIANTS.index(key[0]), key[1], not key[2]))
+    rows = [
+        row_of(measured, variant, count) if gradients else measured[variant, count, gradients]
+        for variant, count, gradients in keys
+    ]
+    path.write_text(json.dumps(rows, indent=1))
 
 
 def cells_of(result: dict[str, Any]) -> list[str]:
@@ -224,32 +251,44 @@ def main() -> None:
         {"variant": variant, "gpus": count, "gradients": gradients}
         for gradients in (True, False)
         for count in sorted(arguments.gpus, reverse=True)
-        for variant in dict.fromkeys(arguments.variants if gradients else arguments.exchange)
+        for variant in dict.fromkeys(arguments.variants if gradients else arguments.without_exchange)
         if count <= there and (gradients or count > 1)
     ]
+    has = f"the machine has {there} {'processors' if arguments.cpu else 'GPUs'}"
+    if not trainings:
+        sys.exit(f"scaling: {has}, fewer than each number of --gpus")
+    path = file_of_results()
+    if path.exists() and not arguments.add:
+        sys.exit(f"scaling: {path} is there: move it away, or --add to it")
+    try:
+        measured = earlier(path)
+    except ValueError as error:
+        sys.exit(f"scaling: {error}")
     free = FreeGpus(there)
 
     def run(one: dict[str, Any]) -> dict[str, Any] | None:
         with free.taken(one["gpus"]) as own:
             return measure(arguments, one, own)
 
-    measured: Measured = {}
+    failed = 0
     for one, result in beside(len(trainings) if arguments.beside else 1, run, trainings):
-        if result is not None:
-            measured[one["variant"], one["gpus"], one["gradients"]] = result
-            write(measured)
+        if result is None:
+            failed += 1
+            continue
+        measured[one["variant"], one["gpus"], one["gradients"]] = result
+        write(measured, path)
     print(f"| {' | '.join((*COLUMNS, *MORE))} |\n|{' --- |' * len(COLUMNS + MORE)}", flush=True)
     for variant in arguments.variants:
         for count in arguments.gpus:
             if (variant, count, True) in measured:
                 cells = cells_of(row_of(measured, variant, count))
             else:
-                why = f"the machine has {there}" if count > there else "it failed"
+                why = has if count > there else "it failed"
                 cells = [variant, str(count), f"not run: {why}"]
             print(f"| {' | '.join(cells)} |", flush=True)
     for result in list(measured.values())[:1]:
         print(f"\n{result['device']}, torch {result['torch']}, batch {arguments.batch} a GPU")
-    sys.exit(len(measured) < len(trainings))
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":

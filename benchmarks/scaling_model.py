@@ -87,8 +87,12 @@ def between_hosts(num_hosts: int, num_bytes: float, gigabits: float) -> float:
     """Seconds of an all-reduce between hosts with one link of so many Gb/s each."""
     if num_hosts < 2:
         return 0.0
-    through_link = 2 * (num_hosts - 1) / num_hosts * num_bytes / (gigabits * 1e9 / 8 * LINK_EFFICIENCY)
-    return through_link + MESSAGES * 2 * math.log2(num_hosts) * HOP_SECONDS
+    return through_link(num_hosts, num_bytes, gigabits) + MESSAGES * 2 * math.log2(num_hosts) * HOP_SECONDS
+
+
+def through_link(num_hosts: int, num_bytes: float, gigabits: float) -> float:
+    """Those of the seconds in which the bytes pass."""
+    return 2 * (num_hosts - 1) / num_hosts * num_bytes / (gigabits * 1e9 / 8 * LINK_EFFICIENCY)
 
 
 def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int) -> Prediction:
@@ -100,7 +104,8 @@ def predict(measured: Measured, num_gpus: int, gigabits: float, gpus_a_host: int
     inside = measured.exchange_seconds if num_gpus > 1 else 0.0
     last = 1 / measured.backward_graphs
     outside = between_hosts(num_hosts, measured.gradient_bytes, gigabits)
-    hidden = min(outside, BACKWARD_SHARE * measured.step_seconds) * (1 - last)
+    passing = through_link(num_hosts, measured.gradient_bytes, gigabits)
+    hidden = min(passing, BACKWARD_SHARE * measured.step_seconds) * (1 - last)
     outside -= hidden
     wait = 0.0
     if num_gpus > 1:
@@ -121,7 +126,7 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     content = json.loads(path.read_text())
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ValueError("it is not what benchmarks.scaling leaves")
-    rows = [row for row in content if row.get("variant") == variant]
+    rows = [row for row in content if row.get("variant") == variant and row.get("gradients", True)]
     for row, key in itertools.product(rows, ("gpus", "batch", "images_per_second", "gradient_bytes")):
         if not isinstance(row.get(key), int | float) or row[key] <= 0:
             raise ValueError(f"{key} of {variant} is {row.get(key)!r}, and must be a number above 0")
@@ -130,7 +135,7 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
     if single is None or not several:
         raise ValueError(
             f"it lacks {variant} on one GPU, or on several with and without the exchange of gradients: "
-            f"run benchmarks.scaling with --gpus 1,2 or more, --variants {variant} and --exchange {variant}"
+            f"run benchmarks.scaling with --gpus 1,2 or more and --variants {variant}"
         )
     most = max(several, key=lambda row: row["gpus"])
     batch = int(single["batch"])
