@@ -32,6 +32,17 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def workers(text: str) -> int:
+    """A number of loader processes; without any a training loads by itself.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return int(text)
+
+
 def positive(text: str) -> float:
     """A number above 0.
 

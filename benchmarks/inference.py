@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from mmdet.core import encode_mask_results
 
-from benchmarks.arguments import VARIANTS, coco_folder
+from benchmarks.arguments import VARIANTS, coco_folder, workers
 from dfvt.data.loading import build_test_loader
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
@@ -42,7 +42,7 @@ def parse() -> Namespace:
     parser.add_argument("coco", type=coco_folder)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--workers", type=workers, default=14)
     parser.add_argument("--repeat", type=int, default=4, help="how often each image comes")
     parser.add_argument("--scale", type=int, nargs=2, metavar=("LONG", "SHORT"))
     parser.add_argument("--images", type=int, help="of all, for a try")

@@ -29,7 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder, counts, positive, whole
+from benchmarks.arguments import VARIANTS, coco_folder, counts, positive, whole, workers
 from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
 from benchmarks.train_throughput import SIDES, config_of
 
@@ -60,7 +60,7 @@ def parse() -> Namespace:
     parser.add_argument("--batch", type=whole, default=4, help="images a GPU")
     parser.add_argument("--side", choices=SIDES, help="graphs, on the CPU grouped, unless said")
     parser.add_argument("--seconds", type=positive, default=90.0, help="of each training, its start included")
-    parser.add_argument("--workers", type=int, default=14, help="loader processes a GPU")
+    parser.add_argument("--workers", type=workers, default=14, help="loader processes a GPU")
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
     parser.add_argument("--shrink", type=whole, default=1, help="divides the images' sides")
     parser.add_argument("--cpu", action="store_true", help="processes on the CPU")

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder, counts, whole
+from benchmarks.arguments import VARIANTS, coco_folder, counts, whole, workers
 from benchmarks.inference import of_images
 from benchmarks.overfit import REPEATS, config_of, first_images
 from benchmarks.processes import FailedProcessError, FreeGpus, beside, result_of
@@ -47,7 +47,7 @@ def parse() -> Namespace:
     parser.add_argument(
         "--gpus", type=counts, default="1,2,4", help="of evaluations; those that the machine lacks are named"
     )
-    parser.add_argument("--workers", type=int, default=8, help="loader processes a GPU")
+    parser.add_argument("--workers", type=workers, default=8, help="loader processes a GPU")
     parser.add_argument(
         "--repeat", type=whole, default=16, help="of each image, for the speed of evaluations"
     )

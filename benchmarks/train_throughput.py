@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import VARIANTS, coco_folder, positive, whole
+from benchmarks.arguments import VARIANTS, coco_folder, positive, whole, workers
 from benchmarks.processes import FailedProcessError, result_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,7 +63,7 @@ def parse() -> Namespace:
         "--sides", nargs="+", choices=SIDES, help="stock and graphs (CPU: grouped) unless said"
     )
     parser.add_argument("--seconds", type=positive, default=90.0, help="of each training, its start included")
-    parser.add_argument("--workers", type=int, default=14, help="loader processes")
+    parser.add_argument("--workers", type=workers, default=14, help="loader processes")
     parser.add_argument("--options", type=json.loads, default={}, help="of every config, as JSON")
     parser.add_argument(
         "--shrink", type=whole, default=1, help="divides the images' sides, for a try on a CPU"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.arguments import counts, positive, whole
+from benchmarks.arguments import counts, positive, whole, workers
 from benchmarks.processes import FailedProcessError
 from benchmarks.scaling_model import (
     COUNTS,
@@ -65,6 +65,13 @@ def test_other_files_are_refused(tmp_path: Path, content: str, sentence: str) ->
     (tmp_path / "scaling.json").write_text(content)
     with pytest.raises(ValueError, match=sentence):
         read(tmp_path / "scaling.json", "tiny")
+
+
+@pytest.mark.parametrize("text", ["-1", "two", "1.5", ""])
+def test_loader_processes_are_a_whole_number_from_zero(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="whole number from 0"):
+        workers(text)
+    assert workers("0") == 0
 
 
 @pytest.mark.parametrize("text", ["0", "two", "1,,2", "-1", "1,2.5", ""])
