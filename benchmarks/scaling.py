@@ -18,6 +18,7 @@ machine left there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -129,7 +130,7 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
     parameters = [one.numel() for one in build_bare_detector(cfg).parameters() if one.requires_grad]
     return {
         **one,
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "device": device_name(not cuda),
         "torch": torch.__version__,
         "images_per_second": statistics.median(record.images_per_second for record in counted),
         "batch": arguments.batch,
@@ -143,6 +144,13 @@ def work(device: Any, arguments: Namespace, folder: str, started: float) -> dict
         "host_gib": statistics.mean(all_of_it for all_of_it, _ in noted) if noted else None,
         "loading_gib": statistics.mean(loading for _, loading in noted) if noted else None,
     }
+
+
+def device_name(cpu: bool) -> str:
+    """The kind of GPU that this machine has."""
+    import torch
+
+    return "CPU" if cpu else torch.cuda.get_device_name()
 
 
 def run_one(arguments: Namespace, started: float) -> None:
@@ -189,6 +197,7 @@ def row_of(measured: Measured, variant: str, count: int) -> dict[str, Any]:
     return {
         **result,
         "efficiency": speed / (count * single) if single else None,
+        # files of earlier versions have it, and not what it is made from
         "gradients_share": 1 - speed / alone if alone else result.get("gradients_share"),
     }
 
@@ -270,6 +279,10 @@ def main() -> None:
         with free.taken(one["gpus"]) as own:
             return measure(arguments, one, own)
 
+    alike = {"batch": arguments.batch, "torch": torch.__version__, "device": device_name(arguments.cpu)}
+    for row, (name, own) in itertools.product(measured.values(), alike.items()):
+        if row.get(name) != own:
+            sys.exit(f"scaling: {path} has rows of {name} {row.get(name)}, here it is {own}: move it away")
     failed = 0
     for one, result in beside(len(trainings) if arguments.beside else 1, run, trainings):
         if result is None:

@@ -75,6 +75,7 @@ def build_runner(
     average = build_average(cfg, model)
     precision = precision_of(cfg, device)
     gradient_places = graph_training(model, cfg, canvases_of(cfg), precision, device)
+    # with find_unused_parameters the buckets stay as they are, and tell who has no gradient
     if device.type == "cpu" and get_dist_info()[1] > 1 and not cfg.get("find_unused_parameters"):
         gradient_places = GradientPlaces.make(one for one in model.parameters() if one.requires_grad)
     model = distributed(model, cfg, device)

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import socket
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -172,33 +173,26 @@ def test_three_processes_find_what_one_finds_in_images_that_they_cannot_share_ev
             assert mine == pytest.approx(its, rel=1e-5, abs=1e-5)
 
 
-class AfterIterations:
-    """Asks to stop once it was asked so often."""
-
-    def __init__(self, num_iterations: int) -> None:
-        self.num_left = num_iterations
-
-    def __call__(self) -> bool:
-        self.num_left -= 1
-        return self.num_left < 0
-
-
-def train_twice(device: torch.device, folder: Path) -> int:
+def train_twice(device: torch.device, folder: Path, work_dir: Path, options: dict[str, Any]) -> int:
     """Trains, and trains again with an interruption; returns after how many iterations that was."""
     torch.set_num_threads(1)
-    cfg = load_config(folder / "config.py", {"runner.max_epochs": 3, "evaluation.interval": 0})
-    train(cfg, folder / "whole", device=device, seed=6)
+    cfg = load_config(folder / "config.py", {**SHORT, "runner.max_epochs": 3, **options})
+    train(cfg, work_dir / "whole", device=device, seed=6)
+    calls = count(1)
     with pytest.raises(TrainingStopped) as stopped:
-        train(cfg, folder / "parts", device=device, seed=6, stop_asked=AfterIterations(2))
-    train(cfg, folder / "parts", device=device, seed=6)
+        train(cfg, work_dir / "parts", device=device, seed=6, stop_asked=lambda: next(calls) == 3)
+    train(cfg, work_dir / "parts", device=device, seed=6)
     return int(stopped.value.step)
 
 
-def test_three_processes_go_on_bit_for_bit_as_if_nothing_had_happened(folder: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}], ids=str)
+def test_three_processes_go_on_bit_for_bit_as_if_nothing_had_happened(
+    folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     """Of three summands the order matters: it has to be that of an iteration in the middle."""
-    stopped_after = launch(train_twice, [CPU] * 3, folder)
+    stopped_after = launch(train_twice, [CPU] * 3, folder, tmp_path, options)
     whole, parts = (
-        torch.load(folder / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts")
+        torch.load(tmp_path / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts")
     )
     assert 0 < stopped_after < whole["meta"]["iter"] - 1
     first, second = whole["state_dict"], parts["state_dict"]

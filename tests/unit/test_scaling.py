@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import scaling
 from benchmarks.scaling_model import read
 
 
 def result(gpus: int, speed: float, *, gradients: bool = True) -> dict[str, Any]:
-    common = {"variant": "small", "batch": 4, "gradient_bytes": 1e8, "device": "GPU", "torch": "2"}
+    common = {"variant": "small", "batch": 4, "gradient_bytes": 1e8}
+    common |= {"device": "CPU", "torch": torch.__version__}
     more = {"data_share": 0.0, "first_window_after_seconds": 9.0, "windows": 3}
     sizes = {"gpu_gib": None, "host_gib": None, "loading_gib": None}
     return {**common, **more, **sizes, "gpus": gpus, "images_per_second": speed, "gradients": gradients}
@@ -66,6 +68,16 @@ def test_an_earlier_result_is_not_lost(asked: list[str], tmp_path: Path) -> None
     with pytest.raises(SystemExit, match="is there: move it away, or --add"):
         scaling.main()
     assert (tmp_path / "scaling.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize(("name", "other"), [("device", "GPU"), ("torch", "1.7"), ("batch", 2)])
+def test_rows_of_another_machine_are_not_added_to(
+    asked: list[str], tmp_path: Path, name: str, other: object
+) -> None:
+    scaling.write({("small", 1, True): {**result(1, 100.0), name: other}}, tmp_path / "scaling.json")
+    asked += ["--gpus", "2", "--add"]
+    with pytest.raises(SystemExit, match=f"has rows of {name} {other}, here it is"):
+        scaling.main()
 
 
 def test_more_gpus_than_there_are_is_said_before_anything_runs(asked: list[str]) -> None:

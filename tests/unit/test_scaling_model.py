@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,14 @@ def test_more_gpus_do_more_less_well(gpus: int, gigabits: float) -> None:
     assert one.images_per_second < twice.images_per_second
     assert twice.efficiency <= one.efficiency <= 1
     assert predict(HOST, gpus, 2 * gigabits, 8).efficiency >= one.efficiency
+
+
+def test_graphs_hide_bytes_and_no_hops() -> None:
+    nothing_to_send = replace(HOST, gradient_bytes=0.0)
+    before, after = (
+        predict(replace(nothing_to_send, backward_graphs=number), 64, 200.0, 8) for number in (1, 4)
+    )
+    assert before.exchange == after.exchange > HOST.exchange_seconds
 
 
 @given(gpus=st.sampled_from(COUNTS), gigabits=st.sampled_from([100.0, 200.0, 400.0]))
