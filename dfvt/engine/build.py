@@ -18,6 +18,7 @@ from dfvt.engine.compat import FORWARD_SYNC, DistributedDetector, parse_losses
 from dfvt.engine.config import arguments_of
 from dfvt.engine.precision import guard_interfaces
 from dfvt.models.dfvt import DFvT
+from dfvt.models.norms import align_norm_gradients
 
 FAST = {
     "RPNHead": "FastRPNHead",
@@ -43,6 +44,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
     model.CLASSES = classes
     model._parse_losses = parse_losses
     guard_interfaces(model)
+    align_norm_gradients(model)
     if cfg.get("sync_batchnorm") and get_dist_info()[1] > 1:
         if device.type == "cpu":
             raise ValueError("sync_batchnorm needs GPUs: torch shares BatchNorm's statistics on them alone")

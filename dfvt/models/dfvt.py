@@ -26,6 +26,7 @@ from dfvt.models.blocks import (
     fold_2x2,
 )
 from dfvt.models.checkpoints import load_backbone
+from dfvt.models.norms import align_norm_gradients
 
 
 class TransformerStage(nn.Module):
@@ -181,6 +182,7 @@ class DFvT(BaseModule):
                 )
                 self.conv1x1layers.append(nn.Conv2d(2 * channels, channels, 1, bias=False))
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
+        align_norm_gradients(self)  # gradients of tokens reach BatchNorm channels-last
         self.freeze()
 
     def frozen_modules(self) -> list[nn.Module]:

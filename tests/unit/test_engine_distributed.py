@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmcv import Config
+from mmcv.runner import HOOKS, Hook
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
@@ -201,3 +202,57 @@ def test_three_processes_go_on_bit_for_bit_as_if_nothing_had_happened(
 
 def test_a_process_whose_images_have_no_objects_does_not_stop_the_training(folder: Path) -> None:
     assert (folder / "half_empty" / "checkpoint.pth").is_file()
+
+
+@HOOKS.register_module()
+class FreezesNorms(Hook):
+    """Keeps BatchNorm at its running statistics: those of a batch depend on how many images share them."""
+
+    def before_train_iter(self, runner: DetectorRunner) -> None:
+        for module in runner.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+
+
+def train_frozen(device: torch.device, config_file: Path, work_dir: Path, batch_size: int) -> None:
+    torch.set_num_threads(1)
+    train(load_config(config_file, {"data.samples_per_gpu": batch_size}), work_dir, device=device, seed=6)
+
+
+def test_four_processes_of_one_image_train_as_one_process_of_four(config: Config, tmp_path: Path) -> None:
+    """Every image has the same objects and no other regions, so that all parts of a batch weigh the same."""
+    content = json.loads(Path(config.data.train.ann_file).read_text())
+    first = content["images"][0]["id"]
+    objects = [one for one in content["annotations"] if one["image_id"] == first and not one["iscrowd"]]
+    content["annotations"] = [
+        {**one, "image_id": image["id"], "id": number * len(objects) + place}
+        for number, image in enumerate(content["images"])
+        for place, one in enumerate(objects)
+    ]
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(content))
+    config.merge_from_dict(
+        {
+            **SHORT,
+            "data.train.ann_file": str(annotations),
+            "model.backbone.drop_path_rate": 0.0,
+            "model.train_cfg.rpn.sampler.num": 10**6,  # nothing is drawn
+            "model.train_cfg.rcnn.sampler.num": 10**6,
+            "model.train_cfg.rpn_proposal.min_bbox_size": 10**6,  # no proposals but the objects
+            "custom_hooks": [{"type": "FreezesNorms"}],
+            "optimizer": {"_delete_": True, "type": "SGD", "lr": 0.01},
+            "optimizer_config": {"_delete_": True},
+        }
+    )
+    for step in config.data.train.pipeline:
+        if step.type == "RandomFlip":
+            step.flip_ratio = 0.0
+    (tmp_path / "config.py").write_text(config.pretty_text)
+    launch(train_frozen, [CPU], tmp_path / "config.py", tmp_path / "one", 4)
+    launch(train_frozen, [CPU] * 4, tmp_path / "config.py", tmp_path / "four", 1)
+    one, four = (
+        torch.load(tmp_path / name / "checkpoint.pth", weights_only=True)["state_dict"]
+        for name in ("one", "four")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(four[name], value, rtol=1e-4, atol=1e-5, msg=name)
