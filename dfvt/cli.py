@@ -19,7 +19,7 @@ from dfvt.cli_data import add_data_commands
 from dfvt.cli_predict import add_export_arguments, add_predict_arguments
 from dfvt.engine.console import quiet_libraries
 
-if TYPE_CHECKING:  # commands import what they need: `dfvt --help` takes no time
+if TYPE_CHECKING:  # commands import what they need
     import torch
     from mmcv import Config
 
@@ -30,9 +30,9 @@ Commands = _SubParsersAction  # what `add_subparsers` makes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    # OpenMP's threads soon wait asleep, see pipelines.stage; set before torch is imported.
+    # OpenMP's threads soon wait asleep, see pipelines.stage. The parser imports torch, which reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    options = _parser().parse_args(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return options.run(options) or 0

@@ -97,7 +97,7 @@ def slopes(
     found = {}
     for name, parameters in parts.items():
         ways = [torch.randn(one.shape, generator=generator).to(one) for one in parameters]
-        by_autograd = sum(float((next(gradients) * way).sum()) for way in ways)
+        by_autograd = sum(float((next(gradients) * way).sum().detach()) for way in ways)
         values = []
         with torch.no_grad():
             for sign in (1, -1):

@@ -63,6 +63,8 @@ class MlflowCurves(ClusterCallback):
             )
         if start.not_read_back:
             self.set_tags({"dfvt.not_read_back": " ".join(start.not_read_back)})
+        if start.changed_versions:
+            self.set_tags({"dfvt.changed_versions": "; ".join(start.changed_versions)})
 
     def on_worker(self, rank: int, node_id: str, actor: ActorHandle, device: str) -> None:
         self.nodes[rank], self.devices[rank] = node_id, device

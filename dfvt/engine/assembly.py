@@ -26,6 +26,7 @@ from dfvt.engine.hooks import BestCheckpoint, Checkpoints, Evaluation, Optimizer
 from dfvt.engine.images import ImagePreparation, canvases_of, images_of
 from dfvt.engine.precision import precision_of
 from dfvt.engine.runner import DetectorRunner
+from dfvt.engine.sharing import build_once_a_node
 from dfvt.engine.states import StateFiles
 from dfvt.engine.support import num_accumulated_of
 from dfvt.models.checkpoints import load_fitting_weights
@@ -48,7 +49,7 @@ def build_train_dataset(cfg: Config) -> tuple[Any, ImagePreparation]:
     """
     data, prepare = images_of(cfg)
     with arguments_of("data.train"):
-        dataset = build_coco_dataset(data, test_mode=False)
+        dataset = build_once_a_node(lambda: build_coco_dataset(data, test_mode=False), key=repr(data))
     require_num_classes(cfg.model, dataset.CLASSES, "data.train")
     if not len(dataset):
         raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
@@ -74,7 +75,15 @@ def build_runner(
             warn(left_out)
     average = build_average(cfg, model)
     precision = precision_of(cfg, device)
-    gradient_places = graph_training(model, cfg, canvases_of(cfg), precision, device)
+    gradient_places = graph_training(
+        model,
+        cfg,
+        canvases_of(cfg),
+        precision,
+        device,
+        batch_size=sampler.batch_size // sampler.num_parts,
+        warn=warn,
+    )
     # with find_unused_parameters the buckets stay as they are, and tell who has no gradient
     if device.type == "cpu" and get_dist_info()[1] > 1 and not cfg.get("find_unused_parameters"):
         gradient_places = GradientPlaces.make(one for one in model.parameters() if one.requires_grad)

@@ -16,7 +16,7 @@ from torch import nn
 
 from dfvt.engine.compat import FORWARD_SYNC, DistributedDetector, parse_losses
 from dfvt.engine.config import arguments_of
-from dfvt.engine.precision import guard_interfaces
+from dfvt.engine.precision import guard_interfaces, tf32_of
 from dfvt.models.dfvt import DFvT
 from dfvt.models.norms import align_norm_gradients
 
@@ -42,6 +42,7 @@ def build_model(cfg: Config, classes: Sequence[str], device: torch.device) -> nn
         require_fitting_neck(model)
         model.init_weights()
     model.CLASSES = classes
+    model.tf32 = tf32_of(cfg)
     model._parse_losses = parse_losses
     guard_interfaces(model)
     align_norm_gradients(model)

@@ -17,6 +17,7 @@ class TrainingStart:
     resumed_from: Path | None = None
     note: str | None = None  # what the number of processes changed
     not_read_back: tuple[str, ...] = ()  # keys whose values nothing of the training shows
+    changed_versions: tuple[str, ...] = ()  # of code and libraries since the state that it goes on from
 
 
 @dataclass(frozen=True)

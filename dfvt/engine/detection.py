@@ -13,6 +13,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import StandardRoIHead
 from torch import Tensor
 
+from dfvt.engine.precision import float32_products
 from dfvt.engine.segments import (
     by_class,
     draws_as_mmdet,
@@ -46,9 +47,11 @@ def detecting_at_once(model: Any) -> Iterator[bool]:
 def encoded_results(model: Any, device: torch.device) -> Iterator[Callable[[dict[str, Any]], list[Any]]]:
     """A function for the body: mmdet results of a batch on `device`, masks as COCO's run lengths.
 
-    A batch that the device has no memory for passes image by image.
+    A batch that the device has no memory for passes image by image. Its float32 products are computed as the
+    config says that the detector was built from (`tf32`).
     """
-    with (detecting_at_once if device.type == "cuda" else masks_as_run_lengths)(model) as encoded:
+    way = detecting_at_once if device.type == "cuda" else masks_as_run_lengths
+    with float32_products(getattr(model, "tf32", None)), way(model) as encoded:
 
         def results_of(inputs: dict[str, Any]) -> list[Any]:
             results = detect(model, inputs)

@@ -6,7 +6,7 @@ bitmaps of any size, are made outside of it. The backward graph goes from the lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,6 +26,7 @@ from dfvt.models.targets import Objects, pad_objects
 # A batch with more is trained without a graph.
 CAPACITIES = (32, 96)
 NUM_WARMUPS = 2  # iterations in which libraries choose their algorithms
+NUM_MISSES = 20  # batches without a graph, from the first one on, after which the user hears of it
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox")
 
 
@@ -150,10 +151,22 @@ class GraphedTraining:
     """A detector's `forward_train` that replays graphs for batches of known shapes.
 
     All graphs use the same memory: what an iteration computed is gone with the next one.
+
+    Args:
+        batch_size: images that pass through the detector at once in this process.
+        warn: hears of it, once, if none of the first `NUM_MISSES` batches has a graph.
     """
 
-    def __init__(self, detector: Any, batch_size: int, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self,
+        detector: Any,
+        batch_size: int,
+        memory_format: torch.memory_format,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.detector = detector
+        self.warn = warn
+        self.num_misses: int | None = 0  # None once a batch had a graph
         self.forward_train = detector.forward_train
         self.batch_size = batch_size
         self.memory_format = memory_format
@@ -173,6 +186,7 @@ class GraphedTraining:
         most = max(len(one) for one in gt_bboxes)
         capacity = next((one for one in CAPACITIES if one >= most), 0)
         pair = self.pairs.get((tuple(img.shape), capacity))
+        self.count(img, most, hit=pair is not None)
         if pair is None:
             return self.forward_train(
                 img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore, gt_masks, **options
@@ -196,6 +210,23 @@ class GraphedTraining:
             masks = PredictedMasks(*outputs[len(LOSSES) :])
             losses["loss_mask"] = self.detector.roi_head.mask_loss(masks, gt_masks)
         return losses
+
+    def count(self, images: Tensor, num_objects: int, *, hit: bool) -> None:
+        """Counts batches until one has a graph, and warns if that takes too long."""
+        if self.num_misses is None:
+            return
+        if hit:
+            self.num_misses = None
+            return
+        self.num_misses += 1
+        if self.num_misses == NUM_MISSES:
+            shapes = sorted({shape for shape, _ in self.pairs})
+            self.warn(
+                f"cuda_graphs: none of the first {NUM_MISSES} batches had a graph, so the training is slow. "
+                f"The last batch had the shape {tuple(images.shape)} and up to {num_objects} objects in an "
+                f"image; the graphs are for the shapes {', '.join(map(str, shapes))} and up to "
+                f"{max(CAPACITIES)} objects. Set canvases to the shapes that come, or cuda_graphs=False"
+            )
 
     def capture(
         self, canvases: Sequence[Canvas], precision: Precision, device: torch.device
@@ -251,12 +282,24 @@ def worth_a_graph(canvases: Sequence[Canvas]) -> list[Canvas]:
 
 
 def graph_training(
-    model: Any, cfg: Config, canvases: Sequence[Canvas], precision: Precision, device: torch.device
+    model: Any,
+    cfg: Config,
+    canvases: Sequence[Canvas],
+    precision: Precision,
+    device: torch.device,
+    *,
+    batch_size: int,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> GradientPlaces | None:
     """Lets a detector's training replay graphs if `cuda_graphs = True` of its config says so.
 
     They are captured here, in seconds each, before other threads ask the device for anything. Returns where
     they leave the gradients.
+
+    Args:
+        batch_size: images that pass through the detector at once in this process. On another number of
+            processes than the config was written for, these are not `data.samples_per_gpu`.
+        warn: see `GraphedTraining`.
 
     Raises:
         ValueError: the config has no canvases or no fast heads, or something that graphs do not take.
@@ -280,7 +323,7 @@ def graph_training(
         raise ValueError("cuda_graphs recomputes nothing: set model.backbone.use_checkpoint=False")
     layout = torch.channels_last if cfg.get("channels_last") else torch.contiguous_format
     model.train()
-    graphed = GraphedTraining(model, cfg.data.samples_per_gpu, layout)
+    graphed = GraphedTraining(model, batch_size, layout, warn)
     wanted = worth_a_graph(canvases) if cfg.get("group_by_canvas") else canvases
     gradients = graphed.capture(wanted, precision, device)
     model.forward_train = graphed

@@ -42,11 +42,16 @@ class OptimizerStep(Hook):
         if self.grad_clip:
             scaler.unscale_(runner.optimizer)
             clip_grad_norm_(runner.model.parameters(), **self.grad_clip)
+        # asked for the average alone: the answer makes the processor wait for the GPU
+        scale = scaler.get_scale() if runner.average else 0.0
         scaler.step(runner.optimizer)
-        scaler.update(runner.precision.fixed_loss_scale)
+        scaler.update()
+        skipped = runner.average is not None and scaler.get_scale() < scale  # it lowers its scale then
+        if runner.precision.fixed_loss_scale is not None:
+            scaler.update(runner.precision.fixed_loss_scale)
         runner.optimizer.zero_grad(set_to_none=True)
         runner.num_gathered = 0
-        if runner.average:
+        if runner.average and not skipped:
             runner.average.update(bare_model(runner))
 
 

@@ -13,7 +13,7 @@ from mmdet.models import build_detector
 import dfvt.models  # noqa: F401
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_coco_dataset, require_num_classes
-from dfvt.engine.precision import guard_interfaces
+from dfvt.engine.precision import guard_interfaces, tf32_of
 from dfvt.models.checkpoints import load_weights
 
 
@@ -54,6 +54,7 @@ def build_bare_detector(cfg: Config) -> torch.nn.Module:
     with arguments_of("model"):
         detector = build_detector(model).eval()
     guard_interfaces(detector)
+    detector.tf32 = tf32_of(cfg)
     return detector
 
 

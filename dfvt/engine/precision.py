@@ -1,9 +1,16 @@
-"""Mixed precision through `torch.amp`: which dtype, which loss scale, and what stays in float32."""
+"""Mixed precision through `torch.amp`: which dtype and loss scale, what stays in float32, and what that is.
+
+GPUs since Ampere can compute products of float32 numbers in TF32, with 10 bits of the mantissa instead of 23.
+PyTorch lets them do so in convolutions unless somebody says otherwise, and not in matrix products.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from mmcv import Config
@@ -15,7 +22,11 @@ from torch import Tensor, nn
 
 from dfvt.models.fast_roi import FastRoIExtractor
 
+P, R = ParamSpec("P"), TypeVar("R")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# What computes in TF32 where float32 is asked for: convolutions, matrix products.
+TF32 = {"none": (False, False), "convolutions": (True, False), "all": (True, True)}
+DEFAULT_TF32 = "convolutions"  # as PyTorch does by itself
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,54 @@ def precision_of(cfg: Config, device: torch.device) -> Precision:
     if device.type != "cuda" or not (options.get("use_fp16") or fp16 is not None):
         return Precision()
     return Precision(DTYPES[name], scaler_options, fixed)
+
+
+def tf32_of(cfg: Config) -> str:
+    """Which float32 products a config lets a GPU compute in TF32: a key of `TF32`.
+
+    Raises:
+        ValueError: `tf32` of the config is another.
+    """
+    name = cfg.get("tf32", DEFAULT_TF32)
+    if name not in TF32:
+        raise ValueError(f"tf32 {name!r} must be one of {', '.join(TF32)}")
+    return str(name)
+
+
+@contextmanager
+def float32_products(tf32: str | None) -> Iterator[None]:
+    """Lets GPUs compute the body's float32 products as a key of `TF32` says, and no others.
+
+    PyTorch keeps these settings for the whole process: they are restored after the body. None changes
+    nothing, for detectors that were not built from a config here.
+    """
+    if tf32 is None:
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = TF32[tf32]
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def with_device_settings(
+    function: Callable[Concatenate[Config, P], R],
+) -> Callable[Concatenate[Config, P], R]:
+    """Lets a function of a config run with its `tf32` and `cudnn_benchmark`; the process keeps its own."""
+
+    @wraps(function)
+    def run(cfg: Config, *arguments: P.args, **options: P.kwargs) -> R:
+        benchmark = torch.backends.cudnn.benchmark
+        with float32_products(tf32_of(cfg)):
+            torch.backends.cudnn.benchmark = bool(cfg.get("cudnn_benchmark", benchmark))
+            try:
+                return function(cfg, *arguments, **options)
+            finally:
+                torch.backends.cudnn.benchmark = benchmark
+
+    return run
 
 
 def guard_interfaces(model: nn.Module) -> None:

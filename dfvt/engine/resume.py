@@ -16,6 +16,7 @@ from mmcv.parallel import is_module_wrapper
 from mmcv.runner import get_dist_info, weights_to_cpu
 
 from dfvt.engine.failures import REMEDY
+from dfvt.engine.precision import DEFAULT_TF32, tf32_of
 from dfvt.engine.runner import DetectorRunner
 
 # What decides the weights that a training ends with. Paths are left out: a data set may have moved.
@@ -46,6 +47,8 @@ def training_identity(cfg: Config, *, seed: int, num_images: int) -> dict[str, s
     if cfg.lr_config.get("policy") in LENGTHENED_POLICIES:
         runner.pop("max_epochs")
     parts: dict[str, Any] = {key: cfg[key] for key in SWITCHES if cfg.get(key)}
+    if tf32_of(cfg) != DEFAULT_TF32:
+        parts["tf32"] = tf32_of(cfg)
     parts |= {key: cfg.get(key) for key in IDENTITY_KEYS} | {
         "model": model,
         "runner": runner,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcv import Config
 
 from dfvt.engine.evaluate import METRIC_NAMES
+from dfvt.engine.precision import tf32_of
 
 SWITCHES = (
     *("fast_heads", "group_by_canvas", "normalize_on_device", "channels_last", "cuda_graphs"),
@@ -40,6 +41,7 @@ def check_supported(cfg: Config) -> None:
     for name in SWITCHES:
         if not isinstance(cfg.get(name, False), bool):
             raise ValueError(f"{name} {cfg[name]!r} must be True or False")
+    tf32_of(cfg)
     compiled = cfg.get("compile_backbone", False)
     if not isinstance(compiled, bool | dict):
         raise ValueError(

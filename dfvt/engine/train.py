@@ -28,7 +28,7 @@ from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.images import canvases_of
 from dfvt.engine.options import misspelt_names
-from dfvt.engine.precision import precision_of
+from dfvt.engine.precision import precision_of, with_device_settings
 from dfvt.engine.readback import require_settings
 from dfvt.engine.resume import (
     model_content,
@@ -42,6 +42,7 @@ from dfvt.engine.resume import (
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.states import StateFiles, read_newest, write_atomically
 from dfvt.engine.support import check_supported
+from dfvt.engine.versions import VERSIONS, continued_versions, present_versions
 from dfvt.models.checkpoints import read_checkpoint
 
 FINAL_FILE = "checkpoint.pth"
@@ -60,6 +61,7 @@ class TrainResult:
     metrics: dict[str, float]
 
 
+@with_device_settings
 def train(
     cfg: Config,
     work_dir: Path,
@@ -118,8 +120,6 @@ def train(
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
     text = cfg.pretty_text
 
-    if "cudnn_benchmark" in cfg:
-        torch.backends.cudnn.benchmark = cfg.cudnn_benchmark
     seed_everything(seed)
     dataset, prepare = build_train_dataset(cfg)
     identity = training_identity(cfg, seed=seed, num_images=len(dataset))
@@ -136,7 +136,13 @@ def train(
         num_parts=plan.num_parts,
         canvases_of=forecast_in_processes(forecast, num_workers) if forecast else None,
     )
-    meta = {**checkpoint_meta(text, dataset.CLASSES, seed), **(meta or {})}
+    versions, changes = continued_versions(found[1]["meta"]) if found else ([present_versions()], [])
+    if found and changes:
+        warn(
+            f"{found[0]} was written by other code or libraries ({'; '.join(changes)}): the training goes on "
+            f"from it, and its checkpoints name all of them in their meta data"
+        )
+    meta = {**checkpoint_meta(text, dataset.CLASSES, seed), VERSIONS: versions, **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
     if found:
         if not resumes:
@@ -159,6 +165,7 @@ def train(
             runner.max_epochs,
             resumed_from=found[0] if found else None,
             note=plan.note,
+            changed_versions=tuple(changes),
             not_read_back=require_settings(runner, expected or {}) if is_new else (),
         )
         del found  # it is as large as the model and its optimiser

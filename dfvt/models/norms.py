@@ -1,13 +1,13 @@
 """Right gradients of BatchNorm and InstanceNorm on a CPU, in whatever layout the output's gradient lies.
 
 A map is contiguous or channels-last. PyTorch's backward pass of BatchNorm on a CPU (2.11 and 2.13) reads the
-layouts of the input and of the output's gradient off their strides. The stride of a dimension of size 1 means
-nothing: where the batch, the height or the width is one, a channels-last gradient can look contiguous. PyTorch
-then reads its values in the wrong order, and returns a wrong gradient without an error. Tokens give such
-gradients: that of `x.flatten(2).transpose(1, 2)` is channels-last, with an arbitrary stride of the batch.
+layouts of the input and of the output's gradient off their strides. The stride of a dimension of size 1
+means nothing: where the batch, the height or the width is one, a channels-last gradient can look contiguous.
+PyTorch then reads its values in the wrong order, and returns a wrong gradient without an error. Tokens give
+such gradients: that of `x.flatten(2).transpose(1, 2)` is channels-last, its stride of the batch is arbitrary.
 
-GroupNorm, LayerNorm, convolutions (depthwise and transposed, too), pooling, interpolation and padding are right
-for every order of strides.
+GroupNorm, LayerNorm, convolutions (depthwise and transposed, too), pooling, interpolation and padding are
+right for every order of strides.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from dfvt.engine.build import build_model
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
-from dfvt.engine.graphs import graph_training
+from dfvt.engine.graphs import GraphedTraining, graph_training
 from dfvt.engine.images import canvases_of
+from dfvt.engine.launch import launch
 from dfvt.engine.precision import Precision
 from dfvt.engine.train import train
 from tests.gpu.conftest import Recorder
@@ -148,7 +151,6 @@ def test_graphs_have_the_losses_gradients_and_statistics_of_the_detector(config_
     cfg.merge_from_dict(
         {
             "cuda_graphs": True,
-            "data.samples_per_gpu": len(first["img"]),
             "canvases": [(height, width), (height + 32, width)],
         }
     )
@@ -161,7 +163,7 @@ def test_graphs_have_the_losses_gradients_and_statistics_of_the_detector(config_
         seed_everything(0)
         model = build_model(cfg, classes, GPU).train()
         if graphed:
-            graph_training(model, cfg, canvases_of(cfg), Precision(), GPU)
+            graph_training(model, cfg, canvases_of(cfg), Precision(), GPU, batch_size=len(first["img"]))
             assert len(model.forward_train.pairs) == 4
         numbers: dict[str, Any] = {}
         for index, batch in enumerate(batches):  # gradients gather; the last one has no graph
@@ -176,3 +178,29 @@ def test_graphs_have_the_losses_gradients_and_statistics_of_the_detector(config_
     for name, value in stock.items():
         difference = (fast[name].double() - value.double()).norm()
         assert difference <= 2e-3 * value.double().norm() + 1e-6 * largest, (name, difference, value)
+
+
+def train_resized(device: torch.device, config_file: Path, folder: Path) -> None:
+    """A training that was planned for one process; notes whether each batch had a graph."""
+    hits: list[bool] = []
+    count = GraphedTraining.count
+
+    def noting(graphed: GraphedTraining, images: Tensor, num_objects: int, *, hit: bool) -> None:
+        hits.append(hit)
+        count(graphed, images, num_objects, hit=hit)
+
+    GraphedTraining.count = noting  # type: ignore[method-assign]  # of this process alone
+    options = {"fast_heads": True, "cuda_graphs": True, "canvases": [(128, 160)], "data.samples_per_gpu": 4}
+    options |= {"runner.max_epochs": 1, "evaluation.interval": 0}
+    train(load_config(config_file, options), folder / "work", device=device, num_processes=1)
+    (folder / f"hits{device.index}.json").write_text(json.dumps(hits))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_processes_that_share_the_batch_of_one_have_graphs(config_file: Path, tmp_path: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    launch(train_resized, [torch.device("cuda", index) for index in range(2)], config_file, tmp_path)
+    for index in range(2):
+        hits = json.loads((tmp_path / f"hits{index}.json").read_text())
+        assert hits
+        assert all(hits)

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
+from dfvt.engine import assembly
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
@@ -61,10 +62,18 @@ def work(rank: int, port: int, folder: Path) -> None:
             averaged.append(runner.average.module)
 
     DetectorRunner.run = keep_model  # type: ignore[assignment,method-assign]
+    build, builds = assembly.build_coco_dataset, []
+
+    def noting(cfg: Any, *, test_mode: bool) -> Any:
+        builds.append("val" if test_mode else "train")
+        return build(cfg, test_mode=test_mode)
+
+    assembly.build_coco_dataset = noting
     evaluations = Evaluations()
     result = train(load_config(folder / "config.py"), folder / "work", seed=6, callbacks=[evaluations])
     assert result.checkpoint.is_file(), "it is there when any process returns"
     torch.save(trained[0].state_dict(), folder / f"weights{rank}.pth")
+    (folder / f"builds{rank}.json").write_text(json.dumps(builds))
 
     cfg = load_config(folder / "config.py")
     results = predict(trained[0], build_coco_dataset(cfg.data.test, test_mode=True), CPU)
@@ -113,6 +122,11 @@ def folder(session_config: Config, tmp_path_factory: pytest.TempPathFactory) -> 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(work, (free_port(), folder), nprocs=WORLD_SIZE)  # type: ignore[attr-defined]
     return folder
+
+
+def test_one_process_of_a_node_reads_the_annotations_to_train_on(folder: Path) -> None:
+    builds = [json.loads((folder / f"builds{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
+    assert builds == [["train", "val"], ["val"]]
 
 
 def test_both_processes_end_with_the_same_weights_and_buffers(folder: Path) -> None:

@@ -21,6 +21,7 @@ from dfvt.engine.hooks import TrainingStopped
 from dfvt.engine.resume import differences
 from dfvt.engine.states import write_atomically
 from dfvt.engine.train import TrainResult, train
+from dfvt.engine.versions import present_versions
 from dfvt.models.checkpoints import read_checkpoint
 
 KILLED_TRAINING = """
@@ -282,3 +283,62 @@ def test_a_row_that_a_killed_training_left_half_is_dropped(tmp_path: Path) -> No
     files.train_path.write_text("step,epoch,loss\n10,1,0.5\n1")
     files.on_start(TrainingStart(10, 20, 1, 2, tmp_path / "latest.pth"))
     assert [row["step"] for row in csv.DictReader(files.train_path.open())] == ["10"]
+
+
+class Warnings(Callback):
+    """Keeps what a training warns of, and its start."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def on_warning(self, message: str) -> None:
+        self.messages.append(message)
+
+    def on_start(self, start: TrainingStart) -> None:
+        self.start = start
+
+
+def longer(uninterrupted: TrainResult, folder: Path, meta: dict[str, object]) -> Path:
+    """The state of a finished training, as another version would have written it."""
+    content = read_checkpoint(uninterrupted.checkpoint.with_name("latest.pth"))
+    content["meta"] = {**content["meta"], **meta}
+    folder.mkdir()
+    write_atomically(content, folder / "latest.pth")
+    return folder
+
+
+def test_a_state_of_other_code_or_libraries_goes_on_with_a_warning(
+    config: Config, uninterrupted: TrainResult, tmp_path: Path
+) -> None:
+    earlier = {**present_versions(), "code": "0123456789ab", "torch": "2.11.0"}
+    folder = longer(uninterrupted, tmp_path / "work", {"versions": [earlier]})
+    warnings = Warnings()
+    result = train(config, folder, seed=4, callbacks=[warnings])
+    (sentence,) = warnings.messages
+    assert "latest.pth was written by other code or libraries" in sentence
+    assert f"torch 2.11.0, now {torch.__version__}" in sentence
+    assert warnings.start.changed_versions[0].startswith("code 0123456789ab, now ")
+    assert read_checkpoint(result.checkpoint)["meta"]["versions"] == [earlier, present_versions()]
+
+
+def test_a_state_that_names_no_versions_is_read(
+    config: Config, uninterrupted: TrainResult, tmp_path: Path
+) -> None:
+    """Earlier versions of dfvt wrote such states."""
+    folder = longer(uninterrupted, tmp_path / "work", {})
+    content = read_checkpoint(folder / "latest.pth")
+    del content["meta"]["versions"]
+    write_atomically(content, folder / "latest.pth")
+    warnings = Warnings()
+    assert train(config, folder, seed=4, callbacks=[warnings]).step == uninterrupted.step
+    (sentence,) = warnings.messages
+    assert "the state does not say which code wrote it" in sentence
+
+
+def test_the_same_code_goes_on_without_a_word(
+    config: Config, uninterrupted: TrainResult, tmp_path: Path
+) -> None:
+    folder, warnings = longer(uninterrupted, tmp_path / "work", {}), Warnings()
+    train(config, folder, seed=4, callbacks=[warnings])
+    assert warnings.messages == []
+    assert warnings.start.changed_versions == ()

@@ -6,15 +6,20 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmcv import Config
 from test_fast_heads import CONFIG, SHAPES, metas_of, objects_of
 from torch import Tensor
 
+from dfvt.data.loading import EpochBatchSampler
+from dfvt.engine import assembly
+from dfvt.engine.batches import plan_batches
 from dfvt.engine.build import build_model
 from dfvt.engine.graphs import (
     CAPACITIES,
+    NUM_MISSES,
     FixedPart,
     GraphedTraining,
     GraphPair,
@@ -104,6 +109,49 @@ def test_replays_have_the_losses_and_the_gathered_gradients_of_the_detector() ->
         torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_a_training_whose_batches_never_have_a_graph_says_so_once() -> None:
+    warnings: list[str] = []
+    model = SimpleNamespace(forward_train=lambda *_, **__: {})
+    graphed = GraphedTraining(model, 4, torch.contiguous_format, warnings.append)
+    graphed.pairs = {((4, *BATCH[1:]), capacity): SimpleNamespace() for capacity in CAPACITIES}
+    for _ in range(2 * NUM_MISSES):
+        graphed(**batch_of((3, 7, 1), 0))
+    (sentence,) = warnings
+    assert "shape (3, 3, 96, 128) and up to 7 objects" in sentence
+    assert "shapes (4, 3, 96, 128)" in sentence
+
+
+def test_a_training_that_had_a_graph_once_is_not_warned() -> None:
+    warnings: list[str] = []
+    graphed = GraphedTraining(
+        SimpleNamespace(forward_train=None), 3, torch.contiguous_format, warnings.append
+    )
+    graphed.count(torch.zeros(BATCH), 1, hit=True)
+    for _ in range(2 * NUM_MISSES):
+        graphed.count(torch.zeros(BATCH), 1, hit=False)
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "num_processes", "captured"), [(1, None, 4), (2, 1, 2), (1, 2, 4), (4, 2, 2)]
+)
+def test_graphs_are_for_the_images_that_a_process_passes_at_once(
+    world_size: int, num_processes: int | None, captured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More processes share the global batch, fewer take it in parts; four images a process were planned."""
+    cfg = small_config()
+    cfg.data.samples_per_gpu = 4
+    plan = plan_batches(cfg, world_size, None, num_processes)
+    sampler = EpochBatchSampler(
+        np.zeros(16, dtype=int), plan.batch_size, seed=0, world_size=world_size, num_parts=plan.num_parts
+    )
+    asked: list[int] = []
+    monkeypatch.setattr(assembly, "graph_training", lambda *_, batch_size, **__: asked.append(batch_size))
+    assembly.build_runner(cfg, sampler, ["thing"] * 80, CPU, {}, lambda _: None, lambda x: x, is_new=True)
+    assert asked == [captured]
+    assert all(len(part) == captured for part in sampler)
+
+
 @pytest.mark.parametrize(
     ("options", "device", "message"),
     [
@@ -124,7 +172,7 @@ def test_what_graphs_cannot_do_is_refused(options: dict[str, Any], device: str, 
     cfg.merge_from_dict({"cuda_graphs": True, "fast_heads": True, **options})
     model = build_model(cfg, ["thing"] * 80, CPU)
     with pytest.raises(ValueError, match=message):
-        graph_training(model, cfg, canvases_of(cfg), Precision(), torch.device(device))
+        graph_training(model, cfg, canvases_of(cfg), Precision(), torch.device(device), batch_size=2)
 
 
 def test_a_canvas_for_mixed_batches_alone_has_no_graph() -> None:

@@ -15,11 +15,14 @@ from torchvision.ops import roi_align
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
 from dfvt.engine.assembly import seed_everything
 from dfvt.engine.build import build_model
+from dfvt.engine.callbacks import Callback, TrainingStart
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.precision import Precision, precision_of, to_float32
+from dfvt.engine.train import train
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PUBLISHED = load_config(Path(__file__).parents[2] / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
@@ -154,3 +157,63 @@ def test_a_channels_last_detector_has_the_losses_of_a_contiguous_one(config: Con
         model = build_model(copy.deepcopy(config), dataset.CLASSES, CPU).train().to(memory_format=layout)
         losses.append(model.train_step(to_device(batch.inputs, CPU), None)["log_vars"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def flags() -> tuple[bool, bool, bool]:
+    """What the process computes in TF32 (convolutions, matrix products), and whether cuDNN measures."""
+    backends = torch.backends
+    return backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("options", "inside"),
+    [
+        ({}, (True, False, False)),
+        ({"tf32": "convolutions"}, (True, False, False)),
+        ({"tf32": "none", "cudnn_benchmark": True}, (False, False, True)),
+        ({"tf32": "all"}, (True, True, False)),
+    ],
+    ids=str,
+)
+def test_a_training_has_the_configs_float32_and_leaves_the_process_as_it_was(
+    config: Config, tmp_path: Path, options: dict[str, Any], inside: tuple[bool, bool, bool]
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Started(Callback):
+        def on_start(self, start: TrainingStart) -> None:
+            self.flags = flags()
+            raise StoppedError
+
+    config.merge_from_dict(options)
+    before, started = flags(), Started()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not inside[0]
+    others = flags()
+    try:
+        with pytest.raises(StoppedError):
+            train(config, tmp_path, callbacks=[started])
+        assert started.flags == inside
+        assert flags() == others
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
+
+
+@pytest.mark.parametrize("tf32", ["none", "all"])
+def test_predictions_have_the_float32_of_the_config(config: Config, tf32: str) -> None:
+    config.tf32 = tf32
+    before, seen = flags(), []
+    model: Any = build_bare_detector(config)
+    model.backbone.register_forward_hook(lambda *_: seen.append(flags()[:2]))
+    dataset = build_coco_dataset(config.data.test, test_mode=True)
+    dataset.data_infos = dataset.data_infos[:1]
+    predict(model, dataset, CPU)
+    assert seen == [{"none": (False, False), "all": (True, True)}[tf32]]
+    assert flags() == before
+
+
+def test_a_word_that_is_no_way_to_compute_is_refused(config: Config, tmp_path: Path) -> None:
+    config.tf32 = "yes"
+    for build in (lambda: train(config, tmp_path), lambda: build_bare_detector(config)):
+        with pytest.raises(ValueError, match="tf32 'yes' must be one of none, convolutions, all"):
+            build()
