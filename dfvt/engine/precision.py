@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from dfvt.models.fast_roi import FastRoIExtractor
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # What computes in TF32 where float32 is asked for: convolutions, matrix products.
 TF32 = {"none": (False, False), "convolutions": (True, False), "all": (True, True)}

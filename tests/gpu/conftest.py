@@ -18,7 +18,10 @@ NUM_VAL = 13  # no multiple of two
 
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 is float32, not TF32."""
+    """float32 is float32, not TF32, in what a test computes itself.
+
+    Trainings, tests and predictions obey `tf32` of their config, by default that of production.
+    """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

@@ -145,17 +145,26 @@ def trained(config_file: Path) -> Path:
     return work_dir / "checkpoint.pth"
 
 
-def test_a_gpu_evaluates_to_the_numbers_of_the_cpu(config_file: Path, trained: Path, tmp_path: Path) -> None:
-    on_gpu = evaluated(config_file, trained, tmp_path / "gpu.json", "--gpus", "1")
-    on_cpu = evaluated(config_file, trained, tmp_path / "cpu.json", "--gpus", "0")
+@pytest.mark.parametrize(("tf32", "tolerance"), [("none", 2e-3), ("convolutions", 1e-2)])
+def test_a_gpu_evaluates_to_the_numbers_of_the_cpu(
+    config_file: Path, trained: Path, tmp_path: Path, tf32: str, tolerance: float
+) -> None:
+    options = ["--cfg-options", f"tf32={tf32}"]
+    on_gpu = evaluated(config_file, trained, tmp_path / "gpu.json", "--gpus", "1", *options)
+    on_cpu = evaluated(config_file, trained, tmp_path / "cpu.json", "--gpus", "0", *options)
     assert on_gpu["bbox_mAP_50"] > 0.02, "something was learnt"
-    assert on_gpu == pytest.approx(on_cpu, abs=2e-3)
+    assert on_gpu == pytest.approx(on_cpu, abs=tolerance)
 
 
 def test_dfvt_base_with_soft_nms_tests_on_a_gpu_as_on_the_cpu(
     config_file: Path, trained: Path, tmp_path: Path
 ) -> None:
-    soft = ["--cfg-options", "model.test_cfg.rpn.nms.type=soft_nms", "model.test_cfg.rcnn.nms.type=soft_nms"]
+    soft = [
+        "--cfg-options",
+        "tf32=none",
+        "model.test_cfg.rpn.nms.type=soft_nms",
+        "model.test_cfg.rcnn.nms.type=soft_nms",
+    ]
     on_gpu = evaluated(config_file, trained, tmp_path / "gpu.json", "--gpus", "1", *soft)
     on_cpu = evaluated(config_file, trained, tmp_path / "cpu.json", "--gpus", "0", *soft)
     assert on_gpu == pytest.approx(on_cpu, abs=2e-3)
@@ -188,8 +197,9 @@ def test_two_gpus_train_together_and_evaluate_to_the_numbers_of_one(
     options = ["--gpus", "2", "--work-dir", str(tmp_path / "two"), "--cfg-options", "evaluation.interval=0"]
     assert main(["train", str(config_file), *options]) == 0
     checkpoint = tmp_path / "two/checkpoint.pth"
-    two = evaluated(config_file, checkpoint, tmp_path / "two.json", "--gpus", "2")
-    one = evaluated(config_file, checkpoint, tmp_path / "one.json", "--gpus", "1")
+    exact = ["--cfg-options", "tf32=none"]
+    two = evaluated(config_file, checkpoint, tmp_path / "two.json", "--gpus", "2", *exact)
+    one = evaluated(config_file, checkpoint, tmp_path / "one.json", "--gpus", "1", *exact)
     assert two == pytest.approx(one, abs=1e-6)
     records = [json.loads((tmp_path / f"{name}.bbox.json").read_text()) for name in ("one", "two")]
     assert [record["image_id"] for record in records[0]] == [record["image_id"] for record in records[1]]

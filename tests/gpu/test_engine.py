@@ -33,9 +33,10 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two C
 
 
 def losses_of(config_file: Path, work_dir: Path, **options: Any) -> list[float]:
-    """The loss of each iteration of a training on one GPU."""
+    """The loss of each iteration of a training on one GPU, where float32 is exact unless said otherwise."""
     stop_asked: Callable[[], bool] = options.pop("stop_asked", lambda: False)
-    cfg, recorder = load_config(config_file, {"log_config.interval": 1, **options}), Recorder()
+    options = {"log_config.interval": 1, "tf32": "none", **options}
+    cfg, recorder = load_config(config_file, options), Recorder()
     train(cfg, work_dir, device=GPU, callbacks=[recorder], stop_asked=stop_asked)
     return recorder.losses
 
@@ -58,6 +59,34 @@ def test_a_training_that_is_asked_to_stop_leaves_its_state(config_file: Path, tm
     with pytest.raises(TrainingStopped) as stopped:
         losses_of(config_file, tmp_path, stop_asked=lambda: next(calls) == 9)
     assert len(losses_of(config_file, tmp_path)) == 16 - stopped.value.step
+
+
+def test_float32_is_tf32_in_convolutions_unless_the_config_says_exact(
+    config_file: Path, tmp_path: Path
+) -> None:
+    """The first loss shows it: from the second iteration on RoIAlign's order of additions matters, too."""
+    options = {"optimizer_config.use_fp16": False, "evaluation.interval": 0, "runner.max_epochs": 1}
+    first = {}
+    for tf32 in ("convolutions", "none", "all"):
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        first[tf32] = losses_of(config_file, tmp_path / tf32, tf32=tf32, **options)[0]
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    again = losses_of(config_file, tmp_path / "again", **options)[0]
+    rounding = abs(again - first["none"])
+    for tf32 in ("convolutions", "all"):
+        assert first[tf32] == pytest.approx(first["none"], rel=2e-2), first
+        assert abs(first[tf32] - first["none"]) > 3 * rounding, (first, again)
+
+
+def test_a_training_in_production_mode_learns_as_an_exact_one(config_file: Path, tmp_path: Path) -> None:
+    options = {"optimizer_config.use_fp16": False, "evaluation.interval": 0, "runner.max_epochs": 4}
+    exact = losses_of(config_file, tmp_path / "exact", **options)
+    cfg = load_config(config_file, {"log_config.interval": 1, **options})
+    assert "tf32" not in cfg, "the default is tried"
+    recorder = Recorder()
+    train(cfg, tmp_path / "production", device=GPU, callbacks=[recorder])
+    assert np.isfinite(recorder.losses).all()
+    assert np.mean(recorder.losses[-8:]) == pytest.approx(np.mean(exact[-8:]), rel=0.1)
 
 
 class Memory(Callback):
@@ -153,6 +182,7 @@ def test_two_gpus_have_the_loss_of_one_with_the_same_batch(
 ) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     common = ["evaluation.interval=0", "log_config.interval=1", "optimizer_config.use_fp16=False"]
+    common.append("tf32=none")
     curves = []
     for num_gpus, batch in ((1, 4), (2, 2)):
         work_dir = tmp_path / str(num_gpus)

@@ -132,7 +132,8 @@ def test_a_training_with_every_switch_on_learns_like_one_without(
         ),
     ):
         options = {"log_config.interval": 1, "runner.max_epochs": 6, "evaluation.interval": 0}
-        cfg = load_config(config_file, options | {"optimizer_config.use_fp16": use_fp16, **switches})
+        options |= {"optimizer_config.use_fp16": use_fp16, "tf32": "none"}
+        cfg = load_config(config_file, options | switches)
         recorder = Recorder()
         train(cfg, tmp_path / name, device=GPU, callbacks=[recorder])
         curves.append(recorder.losses)
