@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 
-import mmcv
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from dfvt.data.decoding import DAMAGE, decode_coarsely
+from dfvt.data.decoding import MAX_PIXELS, Size, decode
 
-MAX_PIXELS = 100_000_000  # decoded they take 300 MB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
-def read_image(source: Path | bytes | NDArray) -> NDArray[np.uint8]:
-    """An image as mmcv and OpenCV have it: BGR, 8 bit, upright, (H, W, 3).
+def read_image(
+    source: Path | bytes | NDArray, color_type: str = "color", channel_order: str = "bgr"
+) -> NDArray[np.uint8]:
+    """Read an image as mmdet's `LoadImageFromFile` does.
 
     Args:
         source: a file; a file's content; or pixels of 8 or 16 bit: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA
-            (H, W, 4). Alpha is left out, 16 bit become 8.
+            (H, W, 4). Alpha is left out, 16 bit become 8. Pixels are taken as upright.
+        color_type: how the loader of a config decodes, one of `dfvt.data.decoding.FLAGS`.
+        channel_order: "bgr", or "rgb" for a loader that turns colours round.
+
+    Returns:
+        With the defaults BGR, 8 bit, upright, (H, W, 3); grey colour types give (H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -30,15 +33,30 @@ def read_image(source: Path | bytes | NDArray) -> NDArray[np.uint8]:
             its name.
     """
     if isinstance(source, np.ndarray):
-        return from_pixels(source)
-    content = source if isinstance(source, bytes) else read_file(source)
-    if not content:
-        raise ValueError("it is empty")
-    require_sound(content)
-    image = mmcv.imfrombytes(content, flag="color")
-    if image is None:
-        raise ValueError("it cannot be decoded")
+        image = from_pixels(source)
+        if color_type.startswith("grayscale"):
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    else:
+        image = decode(source if isinstance(source, bytes) else read_file(source), color_type)
+    if color_type == "color" and channel_order == "rgb":  # mmcv turns round those of no other type
+        image = image[..., ::-1]
     return np.ascontiguousarray(image)
+
+
+def read_picture(path: Path, stated: Size | None = None) -> NDArray[np.uint8]:
+    """Read an image to draw on, RGB, (H, W, 3).
+
+    It is upright, unless annotations state the size (width, height) that it has as it is stored: a config
+    with `color_type="color_ignore_orientation"` reads it so.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    image = read_image(path)
+    if stated and image.shape[:2] != stated[::-1] and image.shape[:2] == stated:
+        stored = read_image(path, "color_ignore_orientation")
+        image = stored if stored.shape[:2] == stated[::-1] else image
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def read_file(path: Path) -> bytes:
@@ -54,29 +72,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from error
-
-
-def require_sound(content: bytes) -> None:
-    """Looks at the size before anything is decoded, and at the whole before it is used.
-
-    Raises:
-        ValueError: as `read_image`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
-            image = Image.open(io.BytesIO(content))
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                decode_coarsely(image)
-    except UnidentifiedImageError as error:
-        raise ValueError("it is no image that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels") from error
-    except DAMAGE as error:
-        raise ValueError(f"it is damaged ({error})") from error
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width}×{height} pixels, more than {MAX_PIXELS:,}")
 
 
 def from_pixels(pixels: NDArray) -> NDArray[np.uint8]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mmcv
 import numpy as np
 from mmcv.parallel import DataContainer, collate
 from torch.utils.data import Dataset
 
 from dfvt.data.canvases import Canvas, pad_to_canvas
+from dfvt.data.decoding import decode
 from dfvt.data.masks import PackedMasks
 
 
@@ -126,17 +127,46 @@ class TestImages(Dataset):
 
 
 def reading_problem(dataset: Any, index: int) -> str | None:
-    """Why an mmdet data set's image cannot be read, None if it can (or is none of a file)."""
+    """Say why an mmdet data set's image cannot be read, None if it can (or is none of a file).
+
+    An image whose number of colours is not that which the pipeline normalises is a problem, too: with
+    `color_type="unchanged"` the file decides how many there are.
+    """
+    dataset, index = image_of(dataset, index)
     infos = getattr(dataset, "data_infos", None)
     if infos is None:
         return None
     path = Path(dataset.img_prefix or "", infos[index]["filename"])
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    color_type = next((step.color_type for step in steps if hasattr(step, "color_type")), "color")
     try:
-        image = mmcv.imread(str(path))
-    except Exception as error:  # whatever the decoder stumbles over
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"image {path} cannot be read: {reason.splitlines()[0]}"
-    return f"image {path} cannot be decoded" if image is None else None
+        image = decode(path.read_bytes(), color_type)
+    except OSError as error:
+        return f"image {path} cannot be read: {error.strerror or type(error).__name__}"
+    except ValueError as error:
+        return f"image {path} cannot be read: {error}"
+    wanted = next((np.size(step.mean) for step in steps if hasattr(step, "mean")), None)
+    colours = 1 if image.ndim == 2 else image.shape[2]
+    if wanted and wanted != colours:
+        return f"image {path} has {colours} channels with color_type={color_type!r}, not the {wanted} of mean"
+    return None
+
+
+def image_of(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set inside of mmdet's wrappers that a sample comes from, and the image's place there."""
+    while True:
+        if hasattr(dataset, "repeat_indices"):  # ClassBalancedDataset
+            dataset, index = dataset.dataset, dataset.repeat_indices[index]
+        elif hasattr(dataset, "times"):  # RepeatDataset
+            dataset, index = dataset.dataset, index % len(dataset.dataset)
+        elif hasattr(dataset, "cumulative_sizes"):  # ConcatDataset
+            part = bisect_right(dataset.cumulative_sizes, index)
+            index -= dataset.cumulative_sizes[part - 1] if part else 0
+            dataset = dataset.datasets[part]
+        elif hasattr(dataset, "dataset"):  # MultiImageMixDataset, whose first image it is
+            dataset = dataset.dataset
+        else:
+            return dataset, index
 
 
 def collate_samples(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict
 
 from dfvt.data.coco import (
@@ -23,32 +22,18 @@ from dfvt.data.coco import (
     is_there,
     read_annotations,
 )
-from dfvt.data.decoding import DAMAGE, decode_coarsely
+from dfvt.data.decoding import MAX_PIXELS
+from dfvt.data.image_checks import NOTHING, SMALLEST_SIDE, Finding, image_findings
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.outlines import Box, Fault, judge_outline
 
-NUM_EXAMPLES = 100
 SMALL, MEDIUM = 32**2, 96**2  # where COCO's classes of area begin and end, in pixels
 LARGEST_SIDE = 65_535  # of a JPEG, in pixels
-ROTATED = (5, 6, 7, 8)  # values of Exif's orientation that swap width and height
+NOT_TRAINED_ON = re.compile("val|test", re.IGNORECASE)  # in the name of a split
 OFFICIAL = {  # images and annotations; source: https://cocodataset.org
     "instances_train2017.json": (118_287, 860_001),
     "instances_val2017.json": (5_000, 36_781),
 }
-
-
-class Finding(BaseModel):
-    """How often something was found, and the first hundred file names or ids."""
-
-    model_config = ConfigDict(frozen=True)
-
-    count: int
-    examples: tuple[str, ...]
-
-    @classmethod
-    def of(cls, items: Iterable[object]) -> Finding:
-        found = [str(item) for item in items]
-        return cls(count=len(found), examples=tuple(found[:NUM_EXAMPLES]))
 
 
 class ObjectSizes(BaseModel):
@@ -71,12 +56,18 @@ class SplitReport(BaseModel):
     num_annotations: int
     num_crowd: int
     num_images_without_objects: int
+    num_trained_images: int = 0  # with an object of a listed category, and large enough
     num_objects: dict[str, int]  # by class, crowds left out
     object_sizes: ObjectSizes
     num_images_by_objects: dict[int, int]  # crowds left out
     missing_images: Finding
+    backslash_names: Finding = NOTHING  # of missing images
     unreadable_images: Finding
+    too_large_images: Finding = NOTHING
+    damaged_images: Finding = NOTHING
+    small_images: Finding = NOTHING
     size_mismatches: Finding
+    turned_sizes: Finding = NOTHING
     missing_outlines: Finding
     outlines_far_outside: Finding
     wrong_run_lengths: Finding
@@ -121,8 +112,21 @@ class DatasetReport(IntegrityReport):
 # What the findings are called and, where they stop a training, what to do.
 _PROBLEMS = {
     "missing_images": ("missing images", "add them"),
-    "unreadable_images": ("images that cannot be decoded", "fetch them again"),
+    "backslash_names": (
+        "missing images with a backslash in their file_name, as Windows writes paths",
+        "write file_name with / and relative to the folder of the images",
+    ),
+    "unreadable_images": ("images that cannot be decoded", "fetch or export them again"),
+    "too_large_images": (
+        f"images with more than {MAX_PIXELS:,} pixels",
+        "scale them down, or cut them into tiles",
+    ),
     "size_mismatches": ("images of another size than stated", "correct their width and height"),
+    "turned_sizes": (
+        "images whose width and height are stated the other way round: their Exif orientation turns them",
+        "swap width and height and turn the annotations, or set color_type='color_ignore_orientation' in "
+        "LoadImageFromFile of the config's pipelines",
+    ),
     "missing_outlines": ("annotations without an outline of three or more corners", "add it"),
     "outlines_far_outside": ("annotations with an outline far outside of the image", "correct it"),
     "wrong_run_lengths": ("annotations with run lengths that do not fill their image", "export them again"),
@@ -139,6 +143,8 @@ _WARNINGS = {
     "misplaced_boxes": "objects whose box (x, y, width, height) is not that of their outline",
     "empty_masks": "objects whose mask has no pixel",
     "repeated_images": "image files that are listed more than once",
+    "damaged_images": "images that are damaged and still decoded, partly with wrong pixels",
+    "small_images": f"images under {SMALLEST_SIDE} pixels wide or high, which are not trained on",
     "names_outside": "image names that lead out of the folder",
     "short_polygons": "annotations with a polygon of fewer than three corners beside others",
     "area_mismatches": "objects whose area, which small, medium and large go by, is not that of their mask",
@@ -154,7 +160,9 @@ _SYSTEMATIC = {
 }
 
 
-def validate_dataset(manifest: DatasetManifest, *, decode_images: bool = True) -> DatasetReport:
+def validate_dataset(
+    manifest: DatasetManifest, *, decode_images: bool = True, color_type: str = "color"
+) -> DatasetReport:
     """Check annotations and images of an experiment's data set, as `check_splits` does."""
     # Not the absolute paths: the report of a project is the same wherever the project lies.
     root = manifest.root
@@ -162,16 +170,19 @@ def validate_dataset(manifest: DatasetManifest, *, decode_images: bool = True) -
         "train": SplitFiles(root / manifest.train_annotations, root / manifest.train_images),
         "val": SplitFiles(root / manifest.val_annotations, root / manifest.val_images),
     }
-    report = check_splits(splits, decode_images=decode_images)
+    report = check_splits(splits, decode_images=decode_images, color_type=color_type)
     return DatasetReport(name=manifest.name, data_hash=manifest.data_hash, **dict(report))
 
 
-def check_splits(splits: Mapping[str, SplitFiles], *, decode_images: bool = True) -> IntegrityReport:
+def check_splits(
+    splits: Mapping[str, SplitFiles], *, decode_images: bool = True, color_type: str = "color"
+) -> IntegrityReport:
     """Check annotations and images, and that the splits are of one data set and have no images in common.
 
     Args:
         splits: by name.
         decode_images: decode every image (JPEG at an eighth of its size), not only its header.
+        color_type: how the configs' `LoadImageFromFile` decodes, one of `dfvt.data.decoding.FLAGS`.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
@@ -191,8 +202,8 @@ def check_splits(splits: Mapping[str, SplitFiles], *, decode_images: bool = True
         first = first or (files.annotations, classes)
         if classes != first[1]:
             problems.append(f"{files.annotations}: its categories are not those of {first[0]}: make them so.")
-        reports[name] = check_split(content, files.images, decode_images=decode_images)
-        verdict = judge_split(files.annotations, reports[name])
+        reports[name] = check_split(content, files.images, decode_images=decode_images, color_type=color_type)
+        verdict = judge_split(files.annotations, reports[name], is_trained_on=not NOT_TRAINED_ON.search(name))
         images = [files.images / image.file_name for image in content.images]
         del content  # it may be as large as a gigabyte
         found = list(_shared_images(before, images)) if before else []
@@ -211,7 +222,7 @@ def check_splits(splits: Mapping[str, SplitFiles], *, decode_images: bool = True
     )
 
 
-def judge_split(path: Path, report: SplitReport) -> Verdict:
+def judge_split(path: Path, report: SplitReport, *, is_trained_on: bool = True) -> Verdict:
     """What the findings in the annotation file `path` come to, in sentences that name it."""
     problems: list[str] = []
     warnings: list[str] = []
@@ -230,6 +241,11 @@ def judge_split(path: Path, report: SplitReport) -> Verdict:
     absent = Finding.of(name for name, count in report.num_objects.items() if not count)
     if absent.count == len(report.num_objects):
         problems.append(f"{path}: no object is annotated: annotate some.")
+    elif is_trained_on and not report.num_trained_images:
+        problems.append(
+            f"{path}: every image with an object is under {SMALLEST_SIDE} pixels wide or high, and such "
+            "images are not trained on: scale the images up."
+        )
     else:
         warnings += _sentences(path, absent, "classes without objects")
     found, official = (report.num_images, report.num_annotations), OFFICIAL.get(path.name)
@@ -246,10 +262,13 @@ def _sentences(path: Path, finding: Finding, what: str, remedy: str | None = Non
     if not finding.count:
         return []
     end = f": {remedy}." if remedy else "."
-    return [f"{path}: {what} ({finding.count}, the first is {finding.examples[0]}){end}"]
+    first = f"{finding.examples[0]}, {finding.reason}" if finding.reason else finding.examples[0]
+    return [f"{path}: {what} ({finding.count}, the first is {first}){end}"]
 
 
-def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) -> SplitReport:
+def check_split(
+    content: CocoFile, folder: Path, *, decode_images: bool = True, color_type: str = "color"
+) -> SplitReport:
     """Check the annotations of a file, and the images that it names in `folder`."""
     annotations = content.annotations
     images = {image.id: image for image in content.images}
@@ -257,6 +276,7 @@ def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) 
     objects = [item for item in annotations if not item.iscrowd]
     num_of_class = Counter(item.category_id for item in objects)
     num_of_image = Counter(item.image_id for item in objects)
+    with_objects = {item.image_id for item in annotations if item.category_id in classes}
     ids = Counter(("image", image.id) for image in content.images)
     ids.update(("annotation", item.id) for item in annotations)
 
@@ -268,10 +288,14 @@ def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) 
         num_annotations=len(annotations),
         num_crowd=len(annotations) - len(objects),
         num_images_without_objects=len(images.keys() - {item.image_id for item in annotations}),
+        num_trained_images=sum(
+            image.id in with_objects and min(image.width, image.height) >= SMALLEST_SIDE
+            for image in content.images
+        ),
         num_objects={name: num_of_class[number] for number, name in classes.items()},
         object_sizes=_object_sizes(objects),
         num_images_by_objects=dict(sorted(Counter(num_of_image[number] for number in images).items())),
-        **_image_findings(content.images, folder, decode=decode_images),
+        **image_findings(content.images, folder, decode=decode_images, color_type=color_type),
         **_outline_findings(annotations, images),
         unknown_category_ids=found(lambda item: item.category_id not in classes),
         unknown_image_ids=found(lambda item: item.image_id not in images),
@@ -281,12 +305,6 @@ def check_split(content: CocoFile, folder: Path, *, decode_images: bool = True) 
         untrained=found(lambda item: not item.iscrowd and _is_left_out(item, images.get(item.image_id))),
         zero_ids=found(lambda item: item.id == 0),
     )
-
-
-def leads_out(name: str) -> bool:
-    """Whether an image's name is not that of a file in its folder."""
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
 
 
 def _object_sizes(objects: list[CocoAnnotation]) -> ObjectSizes:
@@ -299,23 +317,6 @@ def _object_sizes(objects: list[CocoAnnotation]) -> ObjectSizes:
         large=len(areas) - small - medium,
         num_by_side=dict(sorted(sides.items())),
     )
-
-
-def _image_findings(images: list[CocoImage], folder: Path, *, decode: bool) -> dict[str, Finding]:
-    stated = {image.file_name: (image.width, image.height) for image in images}
-    missing = {name for name in stated if not is_there(folder / name)}
-    times = Counter(image.file_name for image in images)
-    there = [name for name in stated if name not in missing]
-    with ThreadPoolExecutor() as pool:
-        measure = partial(_image_size, decode=decode)
-        sizes = dict(zip(there, pool.map(measure, (folder / name for name in there)), strict=True))
-    return {
-        "repeated_images": Finding.of(name for name, count in times.items() if count > 1),
-        "names_outside": Finding.of(name for name in stated if leads_out(name)),
-        "missing_images": Finding.of(name for name in stated if name in missing),
-        "unreadable_images": Finding.of(name for name, size in sizes.items() if size is None),
-        "size_mismatches": Finding.of(n for n, size in sizes.items() if size and size != stated[n]),
-    }
 
 
 def _outline_findings(annotations: list[CocoAnnotation], images: dict[int, CocoImage]) -> dict[str, Finding]:
@@ -380,19 +381,6 @@ def _is_outside(box: tuple[float, float, float, float], image: CocoImage | None)
         return False
     x, y, width, height = box
     return min(x, y) < -1 or x + width > image.width + 1 or y + height > image.height + 1
-
-
-def _image_size(path: Path, *, decode: bool) -> tuple[int, int] | None:
-    """Width and height of an image as a loader turns it upright, None when it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            rotated = image.getexif().get(ExifTags.Base.Orientation) in ROTATED
-            if decode:
-                decode_coarsely(image)
-    except (*DAMAGE, Image.DecompressionBombError):
-        return None
-    return (height, width) if rotated else (width, height)
 
 
 def _shared_images(train: list[Path], val: list[Path]) -> Iterator[str]:

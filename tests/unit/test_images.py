@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from dfvt.data.images import find_images, read_image
+from dfvt.data.decoding import FLAGS
+from dfvt.data.images import find_images, read_image, read_picture
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -73,6 +74,26 @@ def test_a_rotated_image_is_upright() -> None:
     assert read_image(encoded(Image.fromarray(RGB), "jpeg", exif=exif)).shape == (60, 40, 3)
 
 
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+@pytest.mark.parametrize("color_type", FLAGS)
+def test_every_colour_type_is_read_as_mmcv_reads_it(tmp_path: Path, color_type: str, order: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "image.jpg"
+    Image.fromarray(RGB).save(path, exif=exif)
+    assert np.array_equal(read_image(path, color_type, order), mmcv.imread(path, color_type, order))
+
+
+def test_a_picture_is_turned_as_the_annotations_state_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "image.png"
+    Image.fromarray(RGB).save(path, exif=exif)
+    assert np.array_equal(read_picture(path, (60, 40)), RGB)
+    assert np.array_equal(read_picture(path, (40, 60)), np.rot90(RGB, -1))
+    assert np.array_equal(read_picture(path), np.rot90(RGB, -1))
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
@@ -84,6 +105,11 @@ def test_a_rotated_image_is_upright() -> None:
         (png_of_size(20_000, 20_000), "it has more than 100,000,000 pixels"),
         (png_of_size(12_000, 12_000), "it has 12000×12000 pixels, more than 100,000,000"),
         (png_of_size(9_000, 9_000), "it is damaged"),
+        (
+            encoded(Image.new("F", (40, 30)), "tiff"),
+            r"OpenCV cannot decode \(TIFF image of mode F\)",
+        ),
+        (encoded(Image.new("RGB", (40, 30)), "pcx"), r"OpenCV cannot decode \(PCX image of mode RGB\)"),
         (np.zeros((2, 3, 4, 5), np.uint8), r"an array of the shape \(2, 3, 4, 5\) is no image"),
         (np.zeros((0, 3, 3), np.uint8), "is no image"),
         (np.zeros((4, 4, 3), np.float32), "an array of float32 is no image: use uint8"),

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mmcv
+import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from dfvt.data.coco import describe_dataset, read_annotations
 from dfvt.data.validation import DatasetReport, check_split, judge_split, validate_dataset
 from dfvt.engine.datasets import build_coco_dataset
 from tests.unit.test_coco import TRAIN_JSON, VAL_JSON, describe, edit, pristine, root
+from tests.unit.test_images import png_of_size
 
 __all__ = ["pristine", "root"]  # fixtures
 COCO128 = Path(os.environ.get("DFVT_COCO128", Path(__file__).resolve().parents[3] / "shared" / "coco128"))
@@ -123,7 +126,7 @@ def test_what_stops_a_training_is_a_problem(
     assert getattr(report.splits["val"], field).count == 0
     problem = next(problem for problem in report.problems if sentence in problem)
     assert problem.startswith(f"{root / TRAIN_JSON}: ")
-    assert f"(1, the first is {example}): " in problem
+    assert re.search(rf"\(1, the first is {example}(, it is .*)?\): ", problem)
     assert "\n" not in problem
 
 
@@ -213,6 +216,94 @@ def test_an_image_that_is_stored_lying_has_the_size_that_loaders_see(root: Path)
     edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=48, height=80))
     assert validate_dataset(describe(root)).splits["train"].size_mismatches.count == 0
     assert mmcv.imread(path).shape[:2] == (80, 48)
+
+
+def test_an_image_that_the_annotations_state_as_it_is_stored(root: Path) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (80, 48)).save(path, exif=exif)
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=80, height=48))
+    for decode in (True, False):
+        report = validate_dataset(describe(root), decode_images=decode)
+        assert report.splits["train"].turned_sizes.examples == (path.name,)
+        assert report.splits["train"].size_mismatches.count == 0
+        assert any("color_ignore_orientation" in problem for problem in report.problems)
+        report = validate_dataset(describe(root), decode_images=decode, color_type="color_ignore_orientation")
+        assert report.splits["train"].turned_sizes.count == report.splits["train"].size_mismatches.count == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("F", "tiff"), ("I", "tiff"), ("RGB", "pcx"), ("RGB", "tga"), ("RGB", "sgi")]
+)
+def test_an_image_that_the_training_cannot_decode_is_a_problem(root: Path, mode: str, kind: str) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    Image.new(mode, Image.open(path).size).save(path, format=kind)
+    assert mmcv.imread(path) is None
+    (problem,) = validate_dataset(describe(root)).problems
+    assert "images that cannot be decoded (1, the first is 000000000002.jpg, " in problem
+    assert f"({kind.upper()} image of mode {mode}): save it as JPEG or PNG" in problem
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "tiff", "webp", "gif", "ppm", "jpeg2000", "avif"])
+@pytest.mark.parametrize("size", [(33, 9), (48, 80), (80, 48)])
+def test_an_image_that_the_training_decodes_is_sound(root: Path, kind: str, size: tuple[int, int]) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    Image.new("RGB", size).save(path, format=kind)
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=size[0], height=size[1]))
+    report = validate_dataset(describe(root)).splits["train"]
+    assert mmcv.imread(path).shape[:2] == size[::-1]
+    assert report.unreadable_images.count == report.size_mismatches.count == 0
+
+
+@pytest.mark.parametrize("side", [13_400, 10_001])
+def test_an_image_that_is_too_large_is_called_too_large(root: Path, side: int) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    path.write_bytes(png_of_size(side, side))
+    for decode in (True, False):
+        (problem,) = validate_dataset(describe(root), decode_images=decode).problems
+        assert "images with more than 100,000,000 pixels (1, the first is 000000000002.jpg): scale" in problem
+
+
+def test_a_damaged_image_that_the_training_decodes_is_a_warning(root: Path) -> None:
+    path = root / "train2017" / "000000000002.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+    content = bytearray(path.read_bytes())
+    content[3000:3002] = b"\xff\xd8"  # the start of another image
+    path.write_bytes(content)
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=80, height=64))
+    report = validate_dataset(describe(root))
+    assert mmcv.imread(path) is not None
+    assert report.splits["train"].damaged_images.count == 1 and not report.problems
+    sentence = "partly with wrong pixels (1, the first is 000000000002.jpg, "
+    assert any(sentence in one for one in report.warnings)
+
+
+def test_images_that_are_too_small_to_train_on_are_told(root: Path) -> None:
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(width=31, height=64))
+    report = validate_dataset(describe(root))
+    assert report.splits["train"].small_images.count == 1
+    assert any("under 32 pixels wide or high, which are not trained on" in one for one in report.warnings)
+
+    def shrink(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image.update(width=64, height=31)
+
+    for file in (TRAIN_JSON, VAL_JSON):
+        edit(root / file, shrink)
+    problems = [one for one in validate_dataset(describe(root)).problems if "are not trained on" in one]
+    assert [str(root / TRAIN_JSON) in one and "scale the images up" in one for one in problems] == [True]
+
+
+def test_a_backslash_in_the_name_of_a_missing_image_is_told(root: Path) -> None:
+    name = "train2017\\000000000002.jpg"
+    edit(root / TRAIN_JSON, lambda content: content["images"][1].update(file_name=name))
+    content = read_annotations(root / TRAIN_JSON)
+    report = check_split(content, root / "train2017")
+    assert report.missing_images.count == 0 and report.backslash_names.examples == (name,)
+    (problem,) = judge_split(root / TRAIN_JSON, report).problems
+    assert "with a backslash in their file_name, as Windows writes paths" in problem and "with /" in problem
 
 
 def corners(box: list[float]) -> list[float]:
