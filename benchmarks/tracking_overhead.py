@@ -23,6 +23,7 @@ from dfvt.data.coco import describe_dataset
 from dfvt.data.shapes import generate_shapes
 from dfvt.engine.callbacks import Callback, StepRecord
 from dfvt.engine.config import load_config, use_dataset
+from dfvt.engine.config_text import config_text
 from dfvt.tracking.mlflow import RunRecorder
 
 CONFIG = Path(__file__).parents[1] / "configs/mini/maskrcnn_DFvT_tiny_mini.py"
@@ -101,7 +102,7 @@ def main() -> None:
                     )
                     callbacks.append(counted := Counted(recorder))
                 job = TrainingJob(
-                    config=cfg.pretty_text,
+                    config=config_text(cfg),
                     work_dir=home / f"{number}-{tracked}",
                     seed=0,
                     num_workers=1,

@@ -204,7 +204,7 @@ def _train(options: Namespace) -> int:
     work_dir = options.work_dir or Path("work_dirs", options.config.stem)
     state = _state_to_resume(options.resume, work_dir)
     devices = choose_devices(options.gpus)
-    write_config(cfg, work_dir / options.config.name)
+    write_config(cfg, work_dir / f"{options.config.stem}.py")
     arguments = cfg, work_dir, options.seed, state, options.config.stem
     with stop_on_signals() as stop:
         outcome = launch(_train_in_process, devices, *arguments, stop_asked=stop)
@@ -239,11 +239,13 @@ def _train_in_process(
 ) -> Path | tuple[int, int]:
     """The final checkpoint, or the signal that stopped the training and how many iterations were done."""
     from dfvt.engine.curves import CurveFiles
+    from dfvt.engine.custom_modules import import_custom_modules
     from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.progress import Progress
     from dfvt.engine.signals import stop_on_signals
     from dfvt.engine.train import train
 
+    import_custom_modules(cfg)  # this process may be a new one
     listeners = [CurveFiles(work_dir), Progress(name)]
     with stop_on_signals() as stop:
         try:
@@ -290,9 +292,11 @@ def _test(options: Namespace) -> None:
 
 
 def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> CocoEvaluation | None:
+    from dfvt.engine.custom_modules import import_custom_modules
     from dfvt.engine.evaluate import evaluate_model
     from dfvt.engine.infer import load_detector
 
+    import_custom_modules(cfg)  # this process may be a new one
     model, dataset = load_detector(cfg, checkpoint, device)
     return evaluate_model(model, dataset, device, num_workers=cfg.data.workers_per_gpu)
 

@@ -21,6 +21,12 @@ def add_data_commands(commands: _SubParsersAction) -> None:
         "--headers-only", action="store_true", help="read the images' headers alone, not pixels"
     )
     check.add_argument(
+        "--color-type",
+        choices=("color", "color_ignore_orientation"),
+        default="color",
+        help="how the config's LoadImageFromFile loads images; default: color, upright",
+    )
+    check.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write validation.json and validation.html there"
     )
     check.set_defaults(run=_check)
@@ -67,7 +73,9 @@ def _check(options: Namespace) -> int:
     from dfvt.data.validation import check_splits
     from dfvt.reports.dataset import count_rows, save_dataset_page, verdict_of
 
-    report = check_splits(_splits(options), decode_images=not options.headers_only)
+    report = check_splits(
+        _splits(options), decode_images=not options.headers_only, color_type=options.color_type
+    )
     table = Table("", box=SIMPLE)
     for name in report.splits:
         table.add_column(name, justify="right")

@@ -92,7 +92,7 @@ def _load(options: Namespace) -> tuple[Config, Predictor]:
             config, checkpoint = _fetch(str(options.config), Path(folder))
         else:
             config, checkpoint = options.config, Path(options.words[0])
-        cfg = load_config(config, options.cfg_options)
+        cfg = load_config(config, options.cfg_options, import_modules=not _is_model(options))
         return cfg, Predictor(cfg, checkpoint, device)
 
 

@@ -26,6 +26,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 Profile = Literal["mini", "custom", "coco2017"]
 Variant = Literal["tiny", "small", "base"]
+ColorType = Literal[
+    "color", "grayscale", "unchanged", "color_ignore_orientation", "grayscale_ignore_orientation"
+]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
@@ -106,6 +109,22 @@ CfgOptions = Annotated[
 ]
 
 
+def _longer_first(sides: tuple[int, int]) -> tuple[int, int]:
+    if sides[0] < sides[1]:
+        raise ValueError("whose shorter side is the first")
+    return sides
+
+
+ImageSize = Annotated[
+    Annotated[tuple[ImageSide, ImageSide], AfterValidator(_longer_first)] | None,
+    Field(
+        strict=False,
+        description="a list of two whole numbers of at least 32 (pixels), the longer side first, as "
+        "[1333, 800], or null for the config's own",
+    ),
+]
+
+
 class Section(BaseModel):
     """A part of a settings file: immutable, without coercion, without unknown keys."""
 
@@ -152,6 +171,7 @@ class ValidationSettings(Section):
     """How thoroughly the images are checked."""
 
     decode_images: bool = Field(default=True, description="true, or false to read the images' headers alone")
+    color_type: ColorType = Field(default="color", description=f"one of {', '.join(get_args(ColorType))}")
 
 
 class WeightsSettings(Section):
@@ -179,25 +199,31 @@ class VariantsSettings(Section):
 
 
 class VariantTrainSettings(Section):
-    """What one variant trains with. None for lr, num_epochs and batch_size means the config's own value."""
+    """What one variant trains with; None means the config's own value."""
 
     variant: Variant
     seed: Seed
     lr: LearningRate
     num_epochs: OptionalCount
     batch_size: OptionalCount
+    image_size: ImageSize
     num_workers: Count
     use_gpu: Switch
     cfg_options: CfgOptions
 
 
 class TrainSettings(Section):
-    """Training: values common to the variants, and overrides of each; `batch_size` is images per worker."""
+    """Training: values common to the variants, and overrides of each.
+
+    `batch_size` is images per worker. `image_size` is the box (longer side, shorter side) that images are
+    scaled to fit into, in training, validation and prediction; the stage `profile` sets it in the configs.
+    """
 
     seed: Seed = 0
     lr: LearningRate = None
     num_epochs: OptionalCount = None
     batch_size: OptionalCount = None
+    image_size: ImageSize = None
     num_workers: Count = 1
     use_gpu: Switch = "auto"
     cfg_options: CfgOptions = {}
@@ -218,6 +244,7 @@ class TrainSettings(Section):
             lr=common.lr if own.lr is None else own.lr,
             num_epochs=common.num_epochs if own.num_epochs is None else own.num_epochs,
             batch_size=common.batch_size if own.batch_size is None else own.batch_size,
+            image_size=common.image_size,
             num_workers=common.num_workers,
             use_gpu=common.use_gpu,
             cfg_options={**common.cfg_options, **own.cfg_options},

@@ -15,14 +15,19 @@ def main(settings: Settings) -> None:
     quiet_libraries()
     from dfvt.data.manifest import DatasetManifest
     from dfvt.engine.config import input_shape_of, load_config, use_dataset, write_config
+    from dfvt.engine.image_size import set_image_size
     from dfvt.engine.infer import build_bare_detector
+    from dfvt.engine.loaders import require_color_type
     from dfvt.models.complexity import measure_complexity
 
     manifest = DatasetManifest.load(DATASET_MANIFEST)
     sizes = {}
     for variant in VARIANTS:
         cfg = load_config(settings.config_path(variant))
+        require_color_type(cfg, settings.validation.color_type)
         use_dataset(cfg, manifest)
+        if settings.train.image_size:
+            set_image_size(cfg, settings.train.image_size)
         write_config(cfg, CONFIGS / f"{variant}.py")
         sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
     METRICS.parent.mkdir(exist_ok=True)

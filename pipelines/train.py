@@ -38,6 +38,8 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
     from dfvt.cluster.mlflow_curves import MlflowCurves
     from dfvt.cluster.train import TrainingJob, run_training
     from dfvt.engine.config import load_config, override_config, with_absolute_paths, write_config
+    from dfvt.engine.config_text import config_text
+    from dfvt.engine.image_size import image_size_of
     from dfvt.engine.progress import Progress
 
     project = Path.cwd()
@@ -52,14 +54,14 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         batch_size=values.batch_size,
         pretrained=str(pretrained) if pretrained.is_file() else None,
     )
-    state = project / STATES / f"{variant}-{state_key(cfg.pretty_text, manifest, values, pretrained)}"
+    state = project / STATES / f"{variant}-{state_key(config_text(cfg), manifest, values, pretrained)}"
     write_config(cfg, state / "config.py")
     lineage = collect_lineage(
         project,
         variant=variant,
         profile=settings.profile,
         data_hash=manifest.data_hash,
-        config_hash=config_hash(cfg.pretty_text),
+        config_hash=config_hash(config_text(cfg)),
         ray_job_id=connected(),
     )
     trained_with = values.model_copy(
@@ -67,11 +69,12 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
             "lr": cfg.optimizer.lr,
             "num_epochs": cfg.runner.max_epochs,
             "batch_size": cfg.data.samples_per_gpu,
+            "image_size": image_size_of(cfg),
         }
     )
     recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
     job = TrainingJob(
-        config=with_absolute_paths(cfg, project).pretty_text,
+        config=config_text(with_absolute_paths(cfg, project)),
         work_dir=state,
         seed=values.seed,
         num_workers=values.num_workers,

@@ -14,7 +14,9 @@ REPORT = Path("data/validation.json")
 
 def main(settings: Settings) -> None:
     manifest = DatasetManifest.load(DATASET_MANIFEST)
-    report = validate_dataset(manifest, decode_images=settings.validation.decode_images)
+    report = validate_dataset(
+        manifest, decode_images=settings.validation.decode_images, color_type=settings.validation.color_type
+    )
     for warning in report.warnings:
         print(f"validate_data: {warning}", file=sys.stderr)
     save_dataset_page(report, f"data set {manifest.name}", REPORT.with_suffix(".html"))

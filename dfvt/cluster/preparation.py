@@ -23,6 +23,7 @@ from dfvt.cluster.spec import (
 from dfvt.cluster.trainable import Sweep
 from dfvt.cluster.trial_config import config_of_trial
 from dfvt.data.manifest import DatasetManifest
+from dfvt.engine.config_text import config_text, read_config_text
 from dfvt.settings import Settings, load_settings
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.mlflow import tracking_uri
@@ -51,7 +52,15 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
     home = home or project
     dataset = dataset_of(path, spec, settings, project, home)
     configs: dict[str, str] = {
-        variant: config_text(variant, dataset, settings, project, home) for variant in spec.variants
+        variant: config_of_variant(
+            variant,
+            dataset,
+            settings,
+            project,
+            home,
+            image_size=spec.image_size or settings.train.image_size,
+        )
+        for variant in spec.variants
     }
     require_possible(path, spec, configs)
     lineage = collect_lineage(
@@ -88,20 +97,31 @@ def dataset_of(path: Path, spec: SweepSpec, settings: Settings, project: Path, h
     return manifest.model_copy(update={"root": root.absolute()})
 
 
-def config_text(variant: str, dataset: DatasetManifest, settings: Settings, project: Path, home: Path) -> str:
+def config_of_variant(
+    variant: str,
+    dataset: DatasetManifest,
+    settings: Settings,
+    project: Path,
+    home: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> str:
     """A variant's config with the data set, and with the pretrained weights if there are any.
 
     Raises:
         FileNotFoundError, ValueError: as `load_config`.
     """
     from dfvt.engine.config import load_config, use_dataset, with_absolute_paths
+    from dfvt.engine.image_size import set_image_size
 
     cfg = load_config(project / settings.config_path(variant))
     use_dataset(cfg, dataset)
+    if image_size:
+        set_image_size(cfg, image_size)
     weights = home / "weights" / variant / "backbone.pth"
     if settings.use_pretrained and weights.is_file():
         cfg.model.pretrained = str(weights)
-    return with_absolute_paths(cfg, project).pretty_text
+    return config_text(with_absolute_paths(cfg, project))
 
 
 def require_possible(path: Path, spec: SweepSpec, configs: Mapping[str, str]) -> None:
@@ -187,5 +207,5 @@ def max_epochs(spec: SweepSpec, configs: Mapping[str, str]) -> int:
     searched = spec.space.get("num_epochs")
     if searched:
         return max(int(value) for value in searched.values)  # type: ignore[arg-type]  # checked with the keys
-    parsed = (Config.fromstring(text, ".py") for text in configs.values())
+    parsed = (read_config_text(text) for text in configs.values())
     return max(spec.num_epochs or cfg.runner.max_epochs for cfg in parsed)

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BeforeValidator, Field, JsonValue, StringConstraints
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from dfvt.settings import (
     VARIANTS,
     CfgOptions,
     Count,
     FolderPath,
+    ImageSize,
     LearningRate,
     OptionalCount,
     Profile,
@@ -34,6 +42,7 @@ Scheduler = Literal["none", "asha", "hyperband", "median", "bohb", "pbt", "pb2"]
 DRAWN: tuple[Algorithm, ...] = ("grid", "random")  # all trials are known before the first one starts
 POPULATION: tuple[Scheduler, ...] = ("pbt", "pb2")  # they change what trials train with in the middle
 TRAIN_KEYS = ("seed", "lr", "num_epochs", "batch_size")  # others of a space are keys of the config
+IMAGE_SIZE = "image_size"  # but this, which changes many of them
 RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "randint")
 Assignment = Mapping[str, JsonValue]  # one value for each key that a trial sets
 
@@ -122,7 +131,8 @@ class SweepSpec(Section):
     )
     space: Mapping[str, SpaceDomain] = Field(
         default={},
-        description="a mapping of keys (seed, lr, num_epochs, batch_size, or any of a config) to domains",
+        description="a mapping of keys (seed, lr, num_epochs, batch_size, image_size, or any of a config) to "
+        "domains",
     )
     algorithm: Algorithm = Field(default="random", description=f"one of {', '.join(get_args(Algorithm))}")
     scheduler: Scheduler = Field(default="none", description=f"one of {', '.join(get_args(Scheduler))}")
@@ -137,6 +147,7 @@ class SweepSpec(Section):
     lr: LearningRate = None
     num_epochs: OptionalCount = None
     batch_size: OptionalCount = None
+    image_size: ImageSize = None
     cfg_options: CfgOptions = {}  # noqa: RUF012  (pydantic copies it)
     num_workers: Count = 1
     min_workers: OptionalCount = None
@@ -210,6 +221,11 @@ def problem_of(spec: SweepSpec) -> str | None:
             return f"space.{key} must hold {'numbers above 0' if key == 'lr' else 'whole numbers'}"
         if key != "lr" and key in spec.space and spec.space[key].kind in ("uniform", "loguniform"):
             return f"space.{key} must hold whole numbers: write randint"
+    for value in spec.space[IMAGE_SIZE].values if IMAGE_SIZE in spec.space else ():
+        try:
+            TypeAdapter(ImageSize).validate_python(value, strict=False)
+        except ValidationError:
+            return f"space.{IMAGE_SIZE} must hold pairs of pixels, the longer side first, as [1333, 800]"
     if "variant" in spec.space:
         return "space.variant is given by variants: [tiny, …]"
     for key, domain in spec.space.items():
@@ -242,7 +258,7 @@ def population_problem_of(spec: SweepSpec) -> str | None:
     if num_trials_of(spec) < 2:
         return f"{name} needs at least two trials that differ: raise num_samples"
     for key, domain in spec.space.items():
-        if (key in TRAIN_KEYS and key != "lr") or key.endswith("type"):
+        if (key in (*TRAIN_KEYS, IMAGE_SIZE) and key != "lr") or key.endswith("type"):
             return f"space.{key} cannot change in the middle of a training, as {name} would have it"
         if domain.when:
             return f"space.{key} has conditions, which {name} does not know"

@@ -221,10 +221,10 @@ def num_workers_of(job: TrainingJob, fitting: int) -> int:
     Raises:
         ValueError: not even `min_workers` do.
     """
-    from mmcv import Config
+    from dfvt.engine.config_text import read_config_text
 
     assert job.min_workers
-    global_batch = job.num_workers * Config.fromstring(job.config, ".py").data.samples_per_gpu
+    global_batch = job.num_workers * read_config_text(job.config).data.samples_per_gpu
     for number in range(min(job.num_workers, fitting), job.min_workers - 1, -1):
         if global_batch % number == 0:
             return number
@@ -238,8 +238,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every worker runs; records leave the first one only."""
     job: TrainingJob = arguments["job"]
     quiet_libraries()
-    from mmcv import Config
-
+    from dfvt.engine.config_text import read_config_text
     from dfvt.engine.hooks import TrainingStopped
     from dfvt.engine.train import train  # mmdet takes seconds to import, which only workers need
 
@@ -255,7 +254,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     stop = threading.Event()
     if first:  # when it stops all do
         threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
-    cfg = Config.fromstring(job.config, ".py")
+    cfg = read_config_text(job.config)
     provide_weights(cfg, job.weights)
     with (
         working_copy(

@@ -195,6 +195,8 @@ def job_of(
 ) -> tuple[TrainingJob, dict[str, object]]:
     """The training of a trial, and the parameters that its MLflow run shows."""
     from dfvt.engine.config import override_config
+    from dfvt.engine.config_text import config_text
+    from dfvt.engine.image_size import image_size_of
 
     spec, variant = sweep.spec, str(assignment["variant"])
     own = {key: getattr(spec, key) for key in TRAIN_KEYS} | {
@@ -208,7 +210,7 @@ def job_of(
         "data.samples_per_gpu": own["batch_size"],
         **searched,
     }
-    text = cfg.pretty_text
+    text = config_text(cfg)
     lineage = {
         **sweep.lineage,
         "dfvt.variant": variant,
@@ -241,6 +243,7 @@ def job_of(
         "lr": cfg.optimizer.lr,
         "num_epochs": cfg.runner.max_epochs,
         "batch_size": cfg.data.samples_per_gpu,
+        "image_size": image_size_of(cfg),
         "num_workers": spec.num_workers,
         **spec.cfg_options,
         **searched,

@@ -18,6 +18,7 @@ from dfvt.cluster.population import BEST
 from dfvt.cluster.records import working_folder
 from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.engine.callbacks import Callback
+from dfvt.engine.config_text import read_config_text
 from dfvt.engine.curves import TRAIN_FILE, VAL_FILE
 from dfvt.engine.states import STATE_FILE
 
@@ -122,7 +123,7 @@ def working_copy(
 def put_weights(configs: Iterable[str], storage: StorageFolder) -> None:
     """Puts the weights that the configs begin with where nodes without them find them."""
     for text in configs:
-        weights = Config.fromstring(text, ".py").model.get("pretrained")
+        weights = read_config_text(text).model.get("pretrained")
         if weights and (path := Path(weights)).is_file():
             known = storage.info(name_of(path))
             if known is None or known.size != path.stat().st_size:

@@ -12,7 +12,7 @@ from typing import Any
 
 import mmcv
 import numpy as np
-from mmdet.datasets import ConcatDataset, RepeatDataset
+from mmdet.datasets import ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmdet.datasets.pipelines import AutoAugment, Pad, RandomCrop, RandomFlip, Resize
 
 from dfvt.data.canvases import Canvas, canvas_for, in_order
@@ -51,6 +51,9 @@ def forecast_shapes(dataset: Any) -> Callable[[Sequence[SampleKey]], list[Shape]
     if isinstance(dataset, RepeatDataset):
         forecast, number = forecast_shapes(dataset.dataset), len(dataset.dataset)
         return lambda keys: forecast([SampleKey(key.image % number, key.seed) for key in keys])
+    if isinstance(dataset, ClassBalancedDataset):
+        forecast, places = forecast_shapes(dataset.dataset), dataset.repeat_indices
+        return lambda keys: forecast([SampleKey(places[key.image], key.seed) for key in keys])
     if isinstance(dataset, ConcatDataset):
         forecasts = [forecast_shapes(part) for part in dataset.datasets]
         starts = np.cumsum([0, *(len(part) for part in dataset.datasets)])

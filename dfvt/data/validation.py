@@ -124,8 +124,8 @@ _PROBLEMS = {
     "size_mismatches": ("images of another size than stated", "correct their width and height"),
     "turned_sizes": (
         "images whose width and height are stated the other way round: their Exif orientation turns them",
-        "swap width and height and turn the annotations, or set color_type='color_ignore_orientation' in "
-        "LoadImageFromFile of the config's pipelines",
+        "swap width and height and turn the annotations, or let LoadImageFromFile of the config's pipelines "
+        "and the check have color_type color_ignore_orientation",
     ),
     "missing_outlines": ("annotations without an outline of three or more corners", "add it"),
     "outlines_far_outside": ("annotations with an outline far outside of the image", "correct it"),

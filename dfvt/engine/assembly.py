@@ -18,7 +18,8 @@ from dfvt.engine.average import build_average
 from dfvt.engine.build import build_merged_optimizer, build_model, distributed
 from dfvt.engine.callbacks import Callback
 from dfvt.engine.config import arguments_of
-from dfvt.engine.datasets import build_coco_dataset, require_num_classes
+from dfvt.engine.dataset_configs import sources_of
+from dfvt.engine.datasets import build_coco_dataset, build_evaluated_dataset, require_num_classes
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.gradients import GradientPlaces
 from dfvt.engine.graphs import graph_training
@@ -52,7 +53,10 @@ def build_train_dataset(cfg: Config) -> tuple[Any, ImagePreparation]:
         dataset = build_once_a_node(lambda: build_coco_dataset(data, test_mode=False), key=repr(data))
     require_num_classes(cfg.model, dataset.CLASSES, "data.train")
     if not len(dataset):
-        raise ValueError(f"no image of {cfg.data.train.get('ann_file')} has an object to train on")
+        raise ValueError(
+            f"no image of {', '.join(sources_of(cfg.data.train))} can be trained on: an image needs an "
+            "object of a class of the config, and 32 pixels in width and height"
+        )
     return dataset, prepare
 
 
@@ -133,7 +137,7 @@ def register_hooks(
     checkpoint_config = cfg.get("checkpoint_config") or {}
     runner.register_hook(OptimizerStep(optimizer_config.get("grad_clip")), priority="ABOVE_NORMAL")
     with arguments_of("data.val"):
-        val = build_coco_dataset(cfg.data.val, test_mode=True)
+        val = build_evaluated_dataset(cfg.data.val, "data.val")
     runner.register_hook(
         Evaluation(
             val,

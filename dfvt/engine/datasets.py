@@ -12,6 +12,7 @@ from mmdet.datasets import CocoDataset, build_dataset
 
 from dfvt.data.packed import PackedList
 from dfvt.engine.console import without_chatter
+from dfvt.engine.dataset_configs import INNER, sources_of
 
 
 def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
@@ -29,12 +30,31 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
     except TypeError as error:
         damage = error.__context__  # mmcv makes another error of it, and fails to
         if isinstance(damage, JSONDecodeError):
-            raise ValueError(f"annotations {cfg.get('ann_file')} are not valid JSON: {damage}") from damage
+            raise ValueError(
+                f"annotations {', '.join(sources_of(cfg))} are not valid JSON: {damage}"
+            ) from damage
         raise
     for part in coco_parts(dataset):
         number_labels_by_class(part)
         if not test_mode:
             share_annotations(part)
+    return dataset
+
+
+def build_evaluated_dataset(cfg: ConfigDict, section: str) -> Any:
+    """As `build_coco_dataset`, for what COCO's evaluation compares with: one `CocoDataset`.
+
+    Raises:
+        ValueError: `section` of the config wraps it, or several.
+    """
+    if not isinstance(cfg, dict) or any(isinstance(cfg.get(key), list | dict) for key in INNER):
+        kind = cfg.get("type") if isinstance(cfg, dict) else "list of data sets"
+        raise ValueError(f"the config's {section} is a {kind}: COCO's evaluation needs one data set there")
+    dataset = build_coco_dataset(cfg, test_mode=True)
+    if not isinstance(dataset, CocoDataset):
+        raise ValueError(
+            f"the config's {section} is a {type(dataset).__name__}, not a CocoDataset of one file"
+        )
     return dataset
 
 

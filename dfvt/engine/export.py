@@ -26,7 +26,7 @@ from torch.export import Dim, ExportedProgram, export, load, save
 
 import dfvt
 from dfvt.data.files import write_whole
-from dfvt.data.images import read_image
+from dfvt.engine.dataset_configs import tested_data
 from dfvt.engine.predict import Prediction, Predictor
 
 DENSE, BBOX_HEAD, MASK_HEAD = "dense", "bbox_head", "mask_head"
@@ -114,7 +114,7 @@ def describe_export(
     cfg: Config, detector: TwoStageDetector, classes: Sequence[str], programs: Programs
 ) -> dict[str, Any]:
     """What stands in `export.json`: what the programs take and give, the settings of what lies between."""
-    steps = [step for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
+    steps = [step for step in tested_data(cfg).pipeline if step.type == "MultiScaleFlipAug"]
     transforms = {step.type: step for one in steps for step in one.transforms}
     normalize = transforms.get("Normalize", {})
     roi_head, anchors = detector.roi_head, detector.rpn_head.prior_generator
@@ -293,7 +293,7 @@ def check_export(
     too_large: list[Path] = []
     for path in paths:
         progress(1)
-        prepared = original.prepare(read_image(path))
+        prepared = original.prepare(original.read(path))
         if any(side > most for side, most in zip(prepared["img"][0].shape[1:], shape[2:], strict=True)):
             too_large.append(path)
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from mmcv import Config, ConfigDict
 from torch import Tensor
 
 from dfvt.data.canvases import Canvas
+from dfvt.engine.dataset_configs import pipelines_of
 
 AFTER_NORMALIZE = {"Pad", "DefaultFormatBundle", "Collect"}  # they change no pixel
 
@@ -116,15 +116,3 @@ def without_normalize(data: ConfigDict) -> tuple[ConfigDict, Normalization]:
         what = "several different ones" if found else "none"
         raise ValueError(f"normalize_on_device needs one Normalize, data.train has {what}: remove the key")
     return data, found[0]
-
-
-def pipelines_of(data: Any) -> Iterator[list[Any]]:
-    """The pipelines of a data set's config, and of those that it wraps."""
-    if isinstance(data, list | tuple):
-        for part in data:
-            yield from pipelines_of(part)
-    elif isinstance(data, dict):
-        if isinstance(data.get("pipeline"), list):
-            yield data["pipeline"]
-        for name in ("dataset", "datasets"):
-            yield from pipelines_of(data.get(name))

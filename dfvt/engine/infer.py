@@ -12,7 +12,7 @@ from mmdet.models import build_detector
 
 import dfvt.models  # noqa: F401
 from dfvt.engine.config import arguments_of
-from dfvt.engine.datasets import build_coco_dataset, require_num_classes
+from dfvt.engine.datasets import build_evaluated_dataset, require_num_classes
 from dfvt.engine.precision import guard_interfaces, tf32_of
 from dfvt.models.checkpoints import load_weights
 
@@ -68,7 +68,7 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
     model = build_bare_detector(cfg)
     load_weights(model, checkpoint)
     with arguments_of("data.test"):
-        dataset = build_coco_dataset(cfg.data.test, test_mode=True)
+        dataset = build_evaluated_dataset(cfg.data.test, "data.test")
     require_num_classes(cfg.model, dataset.CLASSES, "data.test")
     model.CLASSES = dataset.CLASSES
     return model.to(device), dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,8 +23,10 @@ from dfvt.data.loading import ForkingLoader
 from dfvt.data.samples import unpack
 from dfvt.engine.compat import to_device
 from dfvt.engine.config import arguments_of
+from dfvt.engine.dataset_configs import tested_data
 from dfvt.engine.detection import encoded_results
 from dfvt.engine.infer import build_bare_detector
+from dfvt.engine.loaders import require_readable
 from dfvt.models.checkpoints import load_weights
 
 LOADERS = ("LoadImageFromFile", "LoadImageFromWebcam")
@@ -49,7 +52,12 @@ class Prediction:
 
 
 class Predictor:
-    """A detector ready to use; `classes` are its names of the labels."""
+    """A detector ready to use.
+
+    Attributes:
+        classes: the names of its labels.
+        read: reads an image as the config's test pipeline does, see `dfvt.data.images.read_image`.
+    """
 
     def __init__(self, cfg: Config, checkpoint: Path, device: torch.device) -> None:
         """Loads the weights.
@@ -65,15 +73,19 @@ class Predictor:
         self.device = device
         self.model = model.to(device)
         self.one_at_a_time = Lock()  # a server's threads share the detector
-        pipeline = copy.deepcopy(cfg.data.test.pipeline)
+        pipeline = copy.deepcopy(tested_data(cfg).pipeline)
         if pipeline[0].type not in LOADERS:
             raise ValueError(f"the config's test pipeline begins with {pipeline[0].type}, not {LOADERS[0]}")
-        pipeline[0] = {"type": "LoadImageFromWebcam", **{k: v for k, v in pipeline[0].items() if k != "type"}}
+        loader = {key: value for key, value in pipeline[0].items() if key != "type"}
+        color_type, channel_order = loader.get("color_type", "color"), loader.get("channel_order", "bgr")
+        require_readable(cfg)
+        self.read = partial(read_image, color_type=color_type, channel_order=channel_order)
+        pipeline[0] = {"type": "LoadImageFromWebcam", **loader}
         with arguments_of("data.test.pipeline"):
             self.transform = Compose(pipeline)
 
     def prepare(self, image: NDArray[np.uint8]) -> Any:
-        """The detector's input of an image, BGR (H, W, 3)."""
+        """The detector's input of an image, as `read` gives it."""
         return self.transform({"img": image})
 
     @torch.no_grad()
@@ -93,7 +105,7 @@ class Predictor:
         return [found[index] for index in range(len(prepared))]
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Predictions of images, BGR (H, W, 3) each, as `read_image` gives them."""
+        """Predictions of images as `read` gives them: BGR (H, W, 3) unless the config has another order."""
         return self.predict([self.prepare(image) for image in images])
 
 
@@ -106,7 +118,7 @@ def class_names(cfg: Config, meta: dict[str, Any]) -> tuple[str, ...]:
     from mmdet.datasets import CocoDataset
 
     number = cfg.model.roi_head.bbox_head.num_classes
-    for names in (meta.get("CLASSES"), cfg.data.test.get("classes"), CocoDataset.CLASSES):
+    for names in (meta.get("CLASSES"), tested_data(cfg).get("classes"), CocoDataset.CLASSES):
         if names and not isinstance(names, str) and len(names) == number:
             return tuple(names)
     raise ValueError(
@@ -132,14 +144,14 @@ class ImageFiles(Dataset):
     """Image files, prepared; a file that cannot be read is the sentence that says why."""
 
     def __init__(self, paths: Sequence[Path], predictor: Predictor) -> None:
-        self.paths, self.prepare = paths, predictor.prepare
+        self.paths, self.read, self.prepare = paths, predictor.read, predictor.prepare
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.prepare(read_image(self.paths[index]))
+            return self.prepare(self.read(self.paths[index]))
         except (FileNotFoundError, ValueError) as error:
             return str(error)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from dfvt.data.images import read_image
 from dfvt.engine.config import load_config
 from dfvt.engine.console import quiet_libraries
 from dfvt.engine.infer import choose_device
@@ -32,7 +31,8 @@ class ServedDetector:
 
     def __init__(self, folder: Path) -> None:
         quiet_libraries()
-        self.predictor = Predictor(load_config(folder / CONFIG), folder / CHECKPOINT, choose_device("auto"))
+        cfg = load_config(folder / CONFIG, import_modules=False)
+        self.predictor = Predictor(cfg, folder / CHECKPOINT, choose_device("auto"))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Finds the objects on images.
@@ -46,7 +46,7 @@ class ServedDetector:
         answers = []
         for image in images_of(model_input):
             try:
-                (prediction,) = self.predictor([read_image(source_of(image))])
+                (prediction,) = self.predictor([self.predictor.read(source_of(image))])
             except (FileNotFoundError, ValueError) as error:
                 answers.append({**dict.fromkeys(("height", "width", *FOUND)), "error": str(error)})
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcv import Config
 
 from dfvt.engine.evaluate import METRIC_NAMES
+from dfvt.engine.loaders import require_readable
 from dfvt.engine.precision import tf32_of
 
 SWITCHES = (
@@ -53,6 +54,7 @@ def check_supported(cfg: Config) -> None:
         raise ValueError(f"evaluation.interval {interval!r} must be a whole number from 0 (never)")
     if best and best not in ("auto", *METRIC_NAMES):
         raise ValueError(f"evaluation.save_best {best!r} must be auto or one of {', '.join(METRIC_NAMES)}")
+    require_readable(cfg)
     lr = cfg.optimizer.get("lr", 1.0)
     if not isinstance(lr, int | float):
         raise ValueError(f"optimizer.lr {lr!r} must be a number")

@@ -25,6 +25,7 @@ from dfvt.engine.assembly import (
 )
 from dfvt.engine.batches import plan_batches
 from dfvt.engine.callbacks import Callback, TrainingStart
+from dfvt.engine.config_text import config_text
 from dfvt.engine.failures import failure_policy_of
 from dfvt.engine.images import canvases_of
 from dfvt.engine.options import misspelt_names
@@ -118,7 +119,7 @@ def train(
         warn(sentence)
     failure_policy_of(cfg), precision_of(cfg, device)  # their mistakes, before the data set is read
     cfg = copy.deepcopy(cfg)  # mmcv and mmdet move entries of configs about
-    text = cfg.pretty_text
+    text = config_text(cfg)
 
     seed_everything(seed)
     dataset, prepare = build_train_dataset(cfg)
