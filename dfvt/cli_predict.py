@@ -165,7 +165,7 @@ def _score(text: str) -> float:
 def _predict(options: Namespace) -> int:
     from tqdm import tqdm
 
-    from dfvt.data.images import find_images, read_image
+    from dfvt.data.images import find_images, read_picture
     from dfvt.engine.predict import predict_files
     from dfvt.reports.predictions import PredictionFiles, draw_prediction, picture_names, remove_pictures
 
@@ -202,7 +202,7 @@ def _predict(options: Namespace) -> int:
             drawn = None if options.no_pictures else f"pictures/{picture}"
             num_objects += files.add(str(path), prediction, drawn)
             if not options.no_pictures:
-                image = read_image(path)[..., ::-1]
+                image = read_picture(path, (prediction.width, prediction.height))
                 draw_prediction(
                     image, prediction, predictor.classes, options.score, out / "pictures" / picture
                 )

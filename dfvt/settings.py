@@ -396,7 +396,7 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
                 key, allowed = f"{key}.{error['loc'][place + 1]}", described
             break
         section = field.annotation
-    if error["type"] == "missing":
+    if error["type"] == "missing" and not isinstance(error["loc"][-1], int):  # else a list is short
         return f"{key} is missing, it must be {allowed}"
     reason = str(error.get("ctx", {}).get("error", ""))
     which = f", {reason}," if reason.startswith("whose ") else ","

@@ -49,18 +49,12 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None) -> Sweep:
     settings = settings.model_copy(
         update={"profile": spec.profile or settings.profile, "configs": spec.configs or settings.configs}
     )
+    train = settings.train.model_copy(update={"image_size": spec.image_size or settings.train.image_size})
+    settings = settings.model_copy(update={"train": train})
     home = home or project
     dataset = dataset_of(path, spec, settings, project, home)
     configs: dict[str, str] = {
-        variant: config_of_variant(
-            variant,
-            dataset,
-            settings,
-            project,
-            home,
-            image_size=spec.image_size or settings.train.image_size,
-        )
-        for variant in spec.variants
+        variant: config_of_variant(variant, dataset, settings, project, home) for variant in spec.variants
     }
     require_possible(path, spec, configs)
     lineage = collect_lineage(
@@ -98,13 +92,7 @@ def dataset_of(path: Path, spec: SweepSpec, settings: Settings, project: Path, h
 
 
 def config_of_variant(
-    variant: str,
-    dataset: DatasetManifest,
-    settings: Settings,
-    project: Path,
-    home: Path,
-    *,
-    image_size: tuple[int, int] | None = None,
+    variant: str, dataset: DatasetManifest, settings: Settings, project: Path, home: Path
 ) -> str:
     """A variant's config with the data set, and with the pretrained weights if there are any.
 
@@ -116,8 +104,8 @@ def config_of_variant(
 
     cfg = load_config(project / settings.config_path(variant))
     use_dataset(cfg, dataset)
-    if image_size:
-        set_image_size(cfg, image_size)
+    if settings.train.image_size:
+        set_image_size(cfg, settings.train.image_size)
     weights = home / "weights" / variant / "backbone.pth"
     if settings.use_pretrained and weights.is_file():
         cfg.model.pretrained = str(weights)

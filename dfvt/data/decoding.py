@@ -10,7 +10,9 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -40,9 +42,20 @@ class TooLargeError(ValueError):
     """An image has more than `MAX_PIXELS` pixels."""
 
 
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """The formats that Pillow may open.
+
+    These are all but EPS: Pillow starts Ghostscript to decode it, and images come from anywhere. OpenCV does
+    not know the format.
+    """
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Drop Pillow's warnings: about large images (`MAX_PIXELS` decides) and odd meta data. Not for threads."""
+    """Drop Pillow's warnings: about large images (`MAX_PIXELS` decides) and odd meta data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -153,10 +166,10 @@ def _require_size(content: bytes) -> Image.Image | None:
     return header
 
 
-def _open(file: io.BufferedIOBase) -> Image.Image | None:
+def _open(file: IO[bytes]) -> Image.Image | None:
     """Read a header; None if Pillow does not know the format."""
     try:
-        return Image.open(file)
+        return Image.open(file, formats=readable_formats())
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:

@@ -33,7 +33,7 @@ def read_image(
             its name.
     """
     if isinstance(source, np.ndarray):
-        image = from_pixels(source)
+        image: NDArray = from_pixels(source)
         if color_type.startswith("grayscale"):
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     else:

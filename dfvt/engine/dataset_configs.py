@@ -20,7 +20,7 @@ def dataset_configs(data: Any) -> Iterator[ConfigDict]:
         if inner:
             yield from dataset_configs(inner)
         else:
-            yield data  # type: ignore[misc]  # mmcv makes every dictionary a ConfigDict
+            yield data
 
 
 def pipelines_of(data: Any) -> Iterator[list[Any]]:

@@ -31,13 +31,12 @@ def image_size_of(cfg: Config) -> ImageSize:
     Raises:
         ValueError: the test pipeline does not tell.
     """
-    scales = [
-        scale
+    given = [
+        step.get(SCALE)
         for step in steps_of(tested_data(cfg).get("pipeline"))
         if step["type"] == "MultiScaleFlipAug"
-        for scale in (step.get(SCALE) if isinstance(step.get(SCALE), list) else [step.get(SCALE)])
-        if scale is not None
     ]
+    scales = [scale for one in given if one for scale in (one if isinstance(one, list) else [one])]
     if not scales:
         raise ValueError(
             "the config's data.test.pipeline has no MultiScaleFlipAug with an img_scale: nothing says how "

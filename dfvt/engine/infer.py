@@ -13,6 +13,7 @@ from mmdet.models import build_detector
 import dfvt.models  # noqa: F401
 from dfvt.engine.config import arguments_of
 from dfvt.engine.datasets import build_evaluated_dataset, require_num_classes
+from dfvt.engine.loaders import require_readable
 from dfvt.engine.precision import guard_interfaces, tf32_of
 from dfvt.models.checkpoints import load_weights
 
@@ -65,6 +66,7 @@ def load_detector(cfg: Config, checkpoint: Path, device: torch.device) -> tuple[
         FileNotFoundError: the checkpoint is missing.
         ValueError: it is damaged or of another detector, or the annotations lack a class of the config.
     """
+    require_readable(cfg)
     model = build_bare_detector(cfg)
     load_weights(model, checkpoint)
     with arguments_of("data.test"):

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dfvt.data.coco import CocoAnnotation, CocoFile, CocoImage, SplitFiles, class_names_of, read_annotations
-from dfvt.data.images import read_image
+from dfvt.data.images import read_picture
 from dfvt.data.outlines import RunLengths, is_polygon, judge_outline, read_outline
 from dfvt.reports import pages
 from dfvt.reports.gallery import CLASS_COLOURS
@@ -83,7 +83,7 @@ def _picture(
 ) -> pages.Picture:
     """The image with its annotations, and a line about it."""
     try:
-        rgb = read_image(folder / image.file_name)[..., ::-1]
+        rgb = read_picture(folder / image.file_name, (image.width, image.height))
     except (ValueError, OSError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else error
         return pages.Picture(np.full((240, 320, 3), 230, np.uint8), f"{image.file_name}: {reason}")

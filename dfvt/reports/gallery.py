@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from dfvt.data.images import read_picture
 from dfvt.reports.curves import DPI, require_output, save_figure
 from dfvt.reports.published import PUBLISHED
 
@@ -227,10 +228,12 @@ def _draw_panels(
 ) -> list[NDArray[np.uint8]]:
     """The truth, then each of `found`, scaled to fit into a cell of (width, height) pixels."""
     file = images / dataset.imgs[image_id]["file_name"]
-    bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise FileNotFoundError(f"{file} is missing or not an image: run `dvc repro validate_data`")
-    image: NDArray[Any] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    stated = dataset.imgs[image_id]["width"], dataset.imgs[image_id]["height"]
+    try:
+        image: NDArray[Any] = read_picture(file, stated)
+    except (FileNotFoundError, ValueError) as error:
+        sentence = f"{file} is missing or not an image: run `dvc repro validate_data`"
+        raise FileNotFoundError(sentence) from error
     scale = min(cell[0] / image.shape[1], cell[1] / image.shape[0])
     category_ids = sorted(dataset.cats)
     class_names = [dataset.cats[category_id]["name"] for category_id in category_ids]

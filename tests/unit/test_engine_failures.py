@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmcv import Config
+from mmcv import Config, ConfigDict
+from PIL import Image
 from torch import Tensor
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
@@ -195,3 +197,63 @@ def test_an_exhausted_gpu_is_one_sentence_with_the_shape() -> None:
     sentence = r"images of 4×3×800×1344: lower data.samples_per_gpu"
     with pytest.raises(RuntimeError, match=sentence), explained_failures(images):
         exhaust()
+
+
+WRAPPERS: dict[str, Any] = {
+    "repeated": lambda data: {"type": "RepeatDataset", "times": 2, "dataset": data},
+    "balanced": lambda data: {"type": "ClassBalancedDataset", "oversample_thr": 0.9, "dataset": data},
+    "joined": lambda data: {"type": "ConcatDataset", "datasets": [data, data]},
+    "mixed": lambda data: {"type": "MultiImageMixDataset", "dataset": data, "pipeline": []},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_an_unreadable_image_in_a_wrapper_is_named(config: Config, tmp_path: Path, wrap: Any) -> None:
+    image = spoiled(copied_images(config, tmp_path / "images")[2], b"no image")
+    dataset = build_coco_dataset(ConfigDict(wrap(config.data.train)), test_mode=False)
+    samples = [SeededDataset(dataset)[SampleKey(index, 1)] for index in range(len(dataset))]
+    problems = [problem for sample in samples for problem in sample.unreadable]
+    assert problems and all(image.name in problem and "no image" in problem for problem in problems)
+    assert all(bool(sample.unreadable) == (sample.data is None) for sample in samples)
+
+
+def test_an_image_with_another_number_of_channels_is_named(config: Config, tmp_path: Path) -> None:
+    image = copied_images(config, tmp_path / "images")[2]
+    Image.open(image).convert("RGBA").save(image, format="png")
+    config.data.train.pipeline[0].color_type = "unchanged"
+    dataset = build_coco_dataset(config.data.train, test_mode=False)
+    problems = [
+        problem
+        for index in range(len(dataset))
+        for problem in SeededDataset(dataset)[SampleKey(index, 1)].unreadable
+    ]
+    (problem,) = problems
+    assert (
+        image.name in problem and "has 4 channels with color_type='unchanged', not the 3 of mean" in problem
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(31, 64), (80, 31)])
+def test_images_that_are_all_too_small_are_told(
+    config: Config, tmp_path: Path, width: int, height: int
+) -> None:
+    content = json.loads(Path(config.data.train.ann_file).read_text())
+    for image in content["images"]:
+        image.update(width=width, height=height)
+    (tmp_path / "small.json").write_text(json.dumps(content))
+    config.data.train.ann_file = str(tmp_path / "small.json")
+    with pytest.raises(
+        ValueError, match=r"small\.json can be trained on: .* and 32 pixels in width and height"
+    ):
+        train(config, tmp_path / "work")
+
+
+def test_a_wrapper_around_what_is_validated_is_told_before_the_training(
+    config: Config, tmp_path: Path
+) -> None:
+    config.data.val = ConfigDict(type="RepeatDataset", times=2, dataset=config.data.val)
+    with pytest.raises(
+        ValueError, match=r"data\.val is a RepeatDataset: COCO's evaluation needs one data set"
+    ):
+        train(config, tmp_path)
+    assert not (tmp_path / "latest.pth").exists()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmcv import Config
-from PIL import Image
+from mmcv import Config, ConfigDict
+from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
 from dfvt.cli import main
@@ -19,7 +20,9 @@ from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import predict as predict_dataset
 from dfvt.engine.infer import build_bare_detector, load_detector
+from dfvt.engine.loaders import require_color_type, steps_of
 from dfvt.engine.predict import Predictor, predict_files
+from dfvt.engine.support import check_supported
 
 CPU = torch.device("cpu")
 
@@ -51,6 +54,96 @@ def test_it_finds_what_an_evaluation_finds(
                 assert prediction.masks is not None
                 ours = [mask["counts"] for mask, of in zip(prediction.masks, of_class, strict=True) if of]
                 assert ours == [masks[label][index]["counts"].decode() for index in order]
+
+
+COLOUR_TYPES = [
+    *(("color", "bgr"), ("color", "rgb"), ("color_ignore_orientation", "bgr"), ("unchanged", "bgr")),
+    *(("grayscale", "bgr"), ("grayscale_ignore_orientation", "bgr")),
+]
+
+
+def with_colour_type(config: Config, color_type: str, channel_order: str = "bgr") -> Config:
+    """The config with loaders of that kind in all its pipelines, and one mean of grey images."""
+    for split in ("train", "val", "test"):
+        for step in steps_of(config.data[split].pipeline):
+            if step["type"] == "LoadImageFromFile":
+                step.update(color_type=color_type, channel_order=channel_order)
+            if step["type"] == "Normalize" and color_type.startswith("gray"):
+                step.update(mean=[100.0], std=[50.0], to_rgb=False)
+    return config
+
+
+@pytest.fixture
+def turned(config: Config, shapes: DatasetManifest, tmp_path: Path) -> Path:
+    """The config's test image, stored sideways with an Exif orientation."""
+    folder = tmp_path / "turned"
+    shutil.copytree(shapes.val_images_path, folder)
+    config.data.test.img_prefix = str(folder)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = sorted(folder.iterdir())[0]
+    Image.open(path).save(path, exif=exif, quality=95)
+    return path
+
+
+@pytest.mark.parametrize(("color_type", "channel_order"), COLOUR_TYPES)
+def test_an_image_is_prepared_as_an_evaluation_prepares_it(
+    config: Config, checkpoint: Path, turned: Path, color_type: str, channel_order: str
+) -> None:
+    config = with_colour_type(config, color_type, channel_order)
+    dataset = build_coco_dataset(config.data.test, test_mode=True)
+    (index,) = [i for i, info in enumerate(dataset.data_infos) if info["filename"] == turned.name]
+    (expected,), (meta,) = (dataset[index][key] for key in ("img", "img_metas"))
+    predictor = Predictor(config, checkpoint, CPU)
+    for source in (turned, turned.read_bytes()):
+        (image,) = predictor.prepare(predictor.read(source))["img"]
+        assert torch.equal(image, expected)
+    (prepared,) = predictor.prepare(predictor.read(turned))["img_metas"]
+    assert prepared.data["ori_shape"][:2] == meta.data["ori_shape"][:2]
+
+
+@pytest.mark.parametrize(
+    ("color_type", "sentence"),
+    [
+        (
+            "grayscale",
+            "of 1 channel, but its Normalize has 3 values of mean and to_rgb=True: give one of mean",
+        ),
+        ("colour", "color_type 'colour' of LoadImageFromFile in data.train must be one of color, grayscale"),
+    ],
+)
+def test_a_colour_type_that_cannot_be_is_told_before_anything(
+    config: Config, checkpoint: Path, color_type: str, sentence: str
+) -> None:
+    for split in ("train", "val", "test"):
+        config.data[split].pipeline[0].color_type = color_type
+    with pytest.raises(ValueError, match=sentence):
+        check_supported(config)
+    with pytest.raises(ValueError, match=sentence):
+        Predictor(config, checkpoint, CPU)
+    with pytest.raises(ValueError, match=sentence):
+        load_detector(config, checkpoint, CPU)
+
+
+def test_a_config_is_compared_with_the_check_of_the_data_set(config: Config) -> None:
+    require_color_type(config, "color")
+    config = with_colour_type(config, "color_ignore_orientation")
+    require_color_type(config, "color_ignore_orientation")
+    with pytest.raises(ValueError, match=r"set validation\.color_type of params\.yaml to color_ignore_or"):
+        require_color_type(config, "color")
+
+
+def test_a_test_pipeline_in_a_wrapper_is_found(config: Config, checkpoint: Path, turned: Path) -> None:
+    plain = Predictor(config, checkpoint, CPU)
+    config.data.test = ConfigDict(type="RepeatDataset", times=2, dataset=config.data.test)
+    wrapped = Predictor(config, checkpoint, CPU)
+    assert wrapped.classes == plain.classes
+    images = [one.prepare(one.read(turned))["img"][0] for one in (plain, wrapped)]
+    assert torch.equal(*images)
+    with pytest.raises(
+        ValueError, match=r"data\.test is a RepeatDataset: COCO's evaluation needs one data set"
+    ):
+        load_detector(config, checkpoint, CPU)
 
 
 def test_images_of_different_sizes_in_one_batch(config: Config, checkpoint: Path) -> None:

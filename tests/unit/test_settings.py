@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -12,7 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dfvt.settings import VARIANTS, Profile, Settings, WeightsSettings, load_settings
+from dfvt.data.decoding import FLAGS
+from dfvt.settings import VARIANTS, ColorType, Profile, Settings, WeightsSettings, load_settings
 
 PROJECT = Path(__file__).parents[2]
 
@@ -69,6 +71,20 @@ train:
     tiny = train.for_variant("tiny")
     assert (tiny.lr, tiny.num_epochs, tiny.batch_size) == (2e-4, None, 4)
     assert tiny.cfg_options == {"model.neck.out_channels": 64, "data.samples_per_gpu": 1}
+
+
+def test_the_size_of_images_is_a_pair_the_longer_side_first(params: Path) -> None:
+    for text, size in (("[320, 256]", (320, 256)), ("[320, 320]", (320, 320)), ("null", None)):
+        train = load(params, f"profile: mini\ntrain: {{image_size: {text}}}").train
+        assert train.image_size == train.for_variant("tiny").image_size == size
+    message = refusal(params, "profile: mini\ntrain: {image_size: [256, 320]}")
+    assert message.startswith(
+        "train.image_size is [256, 320], whose shorter side is the first, but must be a "
+    )
+
+
+def test_the_colour_types_are_those_of_the_reader() -> None:
+    assert set(get_args(ColorType)) == set(FLAGS)
 
 
 def test_nested_cfg_options_become_dotted_keys(params: Path) -> None:
@@ -196,6 +212,8 @@ def test_a_mistake_gets_one_sentence(params: Path, text: str, message: str) -> N
         *[("train.lr", value) for value in ("0", ".inf", ".nan", "true", "[1]")],
         *[("train.num_epochs", value) for value in ("0", "1.0", "false", "'1'", "2024-01-01")],
         *[("train.batch_size", value) for value in ("0", "0.5")],
+        *[("train.image_size", value) for value in ("320", "[320]", "[320, 256, 3]", "[256, 320]")],
+        *[("train.image_size", value) for value in ("[320, 31]", "[320.0, 256]", "{a: 1}", "true")],
         *[("train.num_workers", value) for value in ("0", "null")],
         *[("train.seed", value) for value in ("-1", "4294967296", "null")],
         *[("train.use_gpu", value) for value in ("yes", "0", "1.0", "null")],

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from dfvt.cluster.spaces import TRIAL, param_space_of, searcher_of
 from dfvt.cluster.spec import Domain, SweepSpec, draw_trials, load_spec, num_draws
 from dfvt.cluster.trainable import plain_values
+from dfvt.cluster.trial_config import config_of_trial
+from dfvt.engine.config import load_config
+from dfvt.engine.config_text import config_text
+from dfvt.engine.image_size import image_size_of
 
+MINI = Path(__file__).parents[2] / "configs/mini/maskrcnn_DFvT_tiny_mini.py"
 SPEC = """
 name: lr-by-drop-path
 variants: [tiny, small]
@@ -140,6 +145,12 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("autoscaling: maybe", 'autoscaling is "maybe", but must be true where'),
         ("resources_per_worker: {h100: 0}", "resources_per_worker is 0, but must be a mapping of"),
         ("space: {seed: {uniform: [0, 9]}}", "space.seed must hold whole numbers: write randint"),
+        (
+            "space: {image_size: {choice: [[320, 256], [256, 320]]}}",
+            "space.image_size must hold pairs",
+        ),
+        ("space: {image_size: {uniform: [64, 320]}}", "space.image_size must hold pairs of pixels"),
+        ("image_size: [256, 320]", "image_size is [256, 320], whose shorter side is the first, but must be"),
         ("space: {num_epochs: {choice: [0]}}", "space.num_epochs must hold whole numbers"),
         ("space: {lr: {choice: [1], when: {seed: 0}}}", "space.lr depends on seed, which is no other key"),
         (
@@ -179,3 +190,15 @@ def test_what_is_wrong_with_a_domain_is_said(tmp_path: Path, domain: str, reason
     path.write_text(f"name: a\nspace: {{lr: {domain}}}\n")
     with pytest.raises(ValueError, match=f"space.lr is .*, {reason}, but must be one of"):
         load_spec(path)
+
+
+def test_a_trial_has_images_of_its_size(tmp_path: Path) -> None:
+    text = "name: a\nspace: {image_size: {grid: [[320, 256], [200, 128]]}, lr: {choice: [0.1]}}\n"
+    spec = spec_of(tmp_path, f"{text}cfg_options: {{runner.max_epochs: 3}}\nimage_size: [640, 480]\n")
+    assert spec.image_size == (640, 480)
+    configs = {"tiny": config_text(load_config(MINI))}
+    for trial, size in zip(draw_trials(spec), ((320, 256), (200, 128)), strict=True):
+        cfg = config_of_trial(spec, configs, trial)
+        assert image_size_of(cfg) == size and cfg.runner.max_epochs == 3
+        assert cfg.data.train.pipeline[2].img_scale == size
+    assert image_size_of(config_of_trial(spec, configs, {"variant": "tiny"})) == (160, 128)
