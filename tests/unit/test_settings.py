@@ -78,9 +78,7 @@ def test_the_size_of_images_is_a_pair_the_longer_side_first(params: Path) -> Non
         train = load(params, f"profile: mini\ntrain: {{image_size: {text}}}").train
         assert train.image_size == train.for_variant("tiny").image_size == size
     message = refusal(params, "profile: mini\ntrain: {image_size: [256, 320]}")
-    assert message.startswith(
-        "train.image_size is [256, 320], whose shorter side is the first, but must be a "
-    )
+    assert message.startswith("train.image_size is [256, 320], whose shorter side is the first, but must be")
 
 
 def test_the_colour_types_are_those_of_the_reader() -> None:
