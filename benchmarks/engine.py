@@ -168,7 +168,7 @@ def coco_sized_annotations(folder: Path) -> Path:
         )
     path = folder / "coco_sized.json"
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

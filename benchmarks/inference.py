@@ -111,7 +111,9 @@ def main() -> None:
         maps = [f"{row[f'{side}_{kind}_mAP']:.4f}" for kind in ("bbox", "segm") for side in sides]
         cells = [variant, *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.1f}"]
         print(f"| {' | '.join([*cells, str(row['fast_num_objects']), *maps])} |", flush=True)
-    Path(os.environ.get("OUT", "."), "inference.json").write_text(json.dumps(rows, indent=1))
+    Path(os.environ.get("OUT", "."), "inference.json").write_text(
+        json.dumps(rows, indent=1), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -43,13 +43,13 @@ class Table(Callback):
 
 def first_images(annotations: Path, num_images: int, out: Path) -> Path:
     """The annotations of the first images that have objects."""
-    content = json.loads(annotations.read_text())
+    content = json.loads(annotations.read_text(encoding="utf-8"))
     with_objects = {item["image_id"] for item in content["annotations"] if not item["iscrowd"]}
     content["images"] = [image for image in content["images"] if image["id"] in with_objects][:num_images]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content))
+    out.write_text(json.dumps(content), encoding="utf-8")
     return out
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     log = ROOT / ".dfvt/benchmark.log"
     log.parent.mkdir(exist_ok=True)
     started, peak = time.monotonic(), 0
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "pipelines.repro", "--force"]
         child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         process = psutil.Process(child.pid)
@@ -52,8 +52,8 @@ def main() -> None:
     seconds = time.monotonic() - started
     if child.returncode:
         sys.exit(f"make repro failed, see {log}")
-    stages = re.findall(r"^(\S+): done in ([\d.]+) s$", log.read_text(), flags=re.MULTILINE)
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    stages = re.findall(r"^(\S+): done in ([\d.]+) s$", log.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     lines = [
         "# `make repro`, profile mini",
         "",
@@ -75,10 +75,10 @@ def main() -> None:
         "| --- | ---: | ---: |",
     ]
     for variant in VARIANTS:
-        metrics = json.loads((ROOT / f"metrics/evaluate_{variant}.json").read_text())
+        metrics = json.loads((ROOT / f"metrics/evaluate_{variant}.json").read_text(encoding="utf-8"))
         lines.append(f"| {variant} | {metrics['bbox_mAP']:.3f} | {metrics['segm_mAP']:.3f} |")
-    out.write_text("\n".join(lines) + "\n")
-    print(out.read_text())
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,10 @@ def earlier(path: Path) -> Measured:
     if not path.exists():
         return {}
     try:
-        return {(row["variant"], row["gpus"], row["gradients"]): row for row in json.loads(path.read_text())}
+        return {
+            (row["variant"], row["gpus"], row["gradients"]): row
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not what benchmarks.scaling leaves: move it away") from error
 
@@ -228,7 +231,7 @@ def write(measured: Measured, path: Path) -> None:
         row_of(measured, variant, count) if gradients else measured[variant, count, gradients]
         for variant, count, gradients in keys
     ]
-    path.write_text(json.dumps(rows, indent=1))
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def cells_of(result: dict[str, Any]) -> list[str]:

@@ -123,7 +123,7 @@ def read(path: Path, variant: str) -> tuple[Measured, list[dict[str, float]]]:
         ValueError: there is no row of one GPU, or none of several with and without the exchange, or a row
             lacks what it should have.
     """
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ValueError("it is not what benchmarks.scaling leaves")
     rows = [row for row in content if row.get("variant") == variant and row.get("gradients", True)]

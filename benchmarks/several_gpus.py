@@ -159,7 +159,7 @@ def train_whole(arguments: Namespace, folder: Path, halves: tuple[int, int], fre
 
 def losses_of(folder: Path) -> dict[int, float]:
     """The training's loss after iterations, averages over four of them."""
-    with (folder / "curve.csv").open(newline="") as file:
+    with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
         return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
 
 
@@ -221,7 +221,9 @@ def compare(arguments: Namespace) -> None:
             maps = [f"{row[f'{kind}_mAP']:.6f}" for kind in ("bbox", "segm")]
             print(f"| {' | '.join([str(number), *speeds, *maps])} |", flush=True)
     content = {"losses": curves, "evaluations": rows}
-    Path(os.environ.get("OUT", "."), "several_gpus.json").write_text(json.dumps(content, indent=1))
+    Path(os.environ.get("OUT", "."), "several_gpus.json").write_text(
+        json.dumps(content, indent=1), encoding="utf-8"
+    )
     print(f"\n{rows[0]['device']}, torch {torch.__version__}")
 
 

@@ -53,7 +53,7 @@ def stand_in(sweep: Sweep, trial_id: str, drawn: Assignment, hand_on: Hand, stop
         folder.name, dict(drawn), "", "finished", 1, 1, time.time() - asked, {"bbox_mAP": 0.5}
     )
     record.save(folder)
-    (folder / "waited.txt").write_text(str(started - asked))
+    (folder / "waited.txt").write_text(str(started - asked), encoding="utf-8")
     return {"bbox_mAP": 0.5, EPOCH: 1}
 
 
@@ -100,7 +100,10 @@ def main() -> None:
         run_trials(sweep, stand_in)
         elapsed = time.perf_counter() - started
         records = load_records(sweep.mirror)
-        waited = sorted(float(file.read_text()) for file in sweep.mirror.folder.glob("trials/*/waited.txt"))
+        waited = sorted(
+            float(file.read_text(encoding="utf-8"))
+            for file in sweep.mirror.folder.glob("trials/*/waited.txt")
+        )
         ray.shutdown()
     cluster.shutdown()
     assert [record.status for record in records] == ["finished"] * num_trials

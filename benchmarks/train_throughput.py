@@ -301,7 +301,9 @@ def main() -> None:
                 print(f"| {' | '.join(cells)} |", flush=True)
     if results:
         print(f"\n{results[0]['device']}, torch {results[0]['torch']}, {arguments.workers} loader processes")
-        Path(os.environ.get("OUT", "."), "train_throughput.json").write_text(json.dumps(results, indent=1))
+        Path(os.environ.get("OUT", "."), "train_throughput.json").write_text(
+            json.dumps(results, indent=1), encoding="utf-8"
+        )
     sys.exit(failed)
 
 

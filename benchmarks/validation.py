@@ -42,7 +42,7 @@ def generate(root: Path) -> None:
             "categories": [{"id": number + 1, "name": f"class {number}"} for number in range(80)],
         }
         (root / "annotations").mkdir(exist_ok=True)
-        (root / "annotations" / file).write_text(json.dumps(content))
+        (root / "annotations" / file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def make_images(

@@ -132,7 +132,7 @@ def expected_stamp() -> str:
 
 
 def is_ready() -> bool:
-    return STAMP.is_file() and PYTHON.exists() and STAMP.read_text() == expected_stamp()
+    return STAMP.is_file() and PYTHON.exists() and STAMP.read_text(encoding="utf-8") == expected_stamp()
 
 
 def say(text: str) -> None:
@@ -171,7 +171,7 @@ def run(step: str, command: Sequence[str | Path], env: Mapping[str, str] | None 
 @contextmanager
 def locked() -> Iterator[None]:
     """Let one set-up at a time work on this folder."""
-    with (ROOT / ".venv.lock").open("w") as file:
+    with (ROOT / ".venv.lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -183,7 +183,7 @@ def locked() -> Iterator[None]:
 def make_venv() -> None:
     """Keep a ``.venv`` made here with this Python, finished or not; replace any other."""
     config = VENV / "pyvenv.cfg"
-    lines = config.read_text().splitlines() if config.is_file() and PYTHON.exists() else []
+    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() and PYTHON.exists() else []
     made_here = any(line.startswith("command = ") and line.endswith(f" -m venv {VENV}") for line in lines)
     if made_here and f"version = {platform.python_version()}" in lines:
         return
@@ -241,7 +241,7 @@ def mmcv_wheel(pin: str) -> Path:
 
 def install() -> None:
     """Bring ``.venv`` to exactly the pins of requirements.txt, and the project itself, editable."""
-    pins = REQUIREMENTS.read_text().splitlines()
+    pins = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     pin = {line.partition("==")[0]: line for line in pins}
     run("installing uv", [*PIP, "install", pin["uv"]])
     uv = VENV / "bin" / "uv"
@@ -259,7 +259,7 @@ def install() -> None:
     # mmcv-full is compiled against the torch that it will meet, so it comes last. Unlike "uv pip sync",
     # an exact install keeps to the constraints of pyproject.toml.
     others = VENV / "requirements.txt"
-    others.write_text("".join(f"{line}\n" for line in pins if line != pin["mmcv-full"]))
+    others.write_text("".join(f"{line}\n" for line in pins if line != pin["mmcv-full"]), encoding="utf-8")
     run("installing requirements.txt", [*pip_install, "--exact", "--requirements", others], env)
     wheel = mmcv_wheel(pin["mmcv-full"])
     run("installing dfvt", [*pip_install, "--no-build-isolation", wheel, "--editable", "."], env)
@@ -286,7 +286,7 @@ def main() -> int:
                 make_venv()
                 STAMP.unlink(missing_ok=True)
                 install()
-                STAMP.write_text(expected_stamp())
+                STAMP.write_text(expected_stamp(), encoding="utf-8")
                 say(f"ready after {time.monotonic() - started:.0f} s")
     except SetupError as error:
         say(str(error))

@@ -18,6 +18,7 @@ from dfvt.cli_compare import add_compare_commands
 from dfvt.cli_data import add_data_commands
 from dfvt.cli_predict import add_export_arguments, add_predict_arguments
 from dfvt.engine.console import quiet_libraries
+from dfvt.terminal import escape_unencodable
 
 if TYPE_CHECKING:  # commands import what they need
     import torch
@@ -30,9 +31,10 @@ Commands = _SubParsersAction  # what `add_subparsers` makes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+    escape_unencodable()
     # OpenMP's threads soon wait asleep, see pipelines.stage. The parser imports torch, which reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return options.run(options) or 0
@@ -47,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(": ".join(["dfvt: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> Namespace:
+    """Parse the arguments; images may be named before and after options, which argparse does not take."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.words = [*options.words, *rest]
+    return options
 
 
 def _fail(error: Exception, exit_code: int, *, debug: bool) -> int:
@@ -285,10 +298,10 @@ def _test(options: Namespace) -> None:
     for name, value in numbers.items():
         print(f"{name:12} {value:.4f}")
     if out:
-        out.write_text(json.dumps(numbers, indent=2) + "\n")
+        out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         for iou_type in chosen:
             predictions = json.dumps(evaluation.predictions[iou_type])
-            out.with_suffix(f".{iou_type}.json").write_text(predictions)
+            out.with_suffix(f".{iou_type}.json").write_text(predictions, encoding="utf-8")
 
 
 def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> CocoEvaluation | None:
@@ -314,4 +327,4 @@ def _profile(options: Namespace) -> None:
     print(numbers if options.json else complexity_table(size))
     if options.work_dir:
         options.work_dir.mkdir(parents=True, exist_ok=True)
-        (options.work_dir / "profile.json").write_text(numbers + "\n")
+        (options.work_dir / "profile.json").write_text(numbers + "\n", encoding="utf-8")

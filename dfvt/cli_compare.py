@@ -173,8 +173,8 @@ def _noted(note: Path) -> dict[str, str]:
     """What a training's note says of its run; a trial's store stands in the note of its sweep."""
     noted: dict[str, str] = {}
     if note.name == TRIAL_NOTE and (of_sweep := note.absolute().parents[2] / RUN_NOTE).is_file():
-        noted = json.loads(of_sweep.read_text())
-    return noted | json.loads(note.read_text())
+        noted = json.loads(of_sweep.read_text(encoding="utf-8"))
+    return noted | json.loads(note.read_text(encoding="utf-8"))
 
 
 def _sync(options: Namespace) -> int:

@@ -39,7 +39,7 @@ def main(settings: Settings, variant: str) -> None:
 
     run = Path("runs", variant)
     manifest = DatasetManifest.load(DATASET_MANIFEST)
-    recorder = attach_noted(json.loads((run / "run.json").read_text()), Path.cwd())
+    recorder = attach_noted(json.loads((run / "run.json").read_text(encoding="utf-8")), Path.cwd())
     cfg = load_config(run / "config.py")
     device = choose_device(settings.train.use_gpu)
     model, dataset = load_detector(cfg, run / "checkpoint.pth", device)
@@ -74,9 +74,9 @@ def main(settings: Settings, variant: str) -> None:
     replace_folder(folder, EVALUATIONS / variant)
     METRICS.mkdir(exist_ok=True)
     text = json.dumps({name: round(value, 6) for name, value in evaluation.metrics.items()}, indent=2)
-    (METRICS / f"evaluate_{variant}.json").write_text(text + "\n")
+    (METRICS / f"evaluate_{variant}.json").write_text(text + "\n", encoding="utf-8")
 
-    size = json.loads((METRICS / "profile.json").read_text())[variant]
+    size = json.loads((METRICS / "profile.json").read_text(encoding="utf-8"))[variant]
     recorder.log_metrics({**evaluation.metrics, "num_params": size["num_params"], "flops": size["flops"]})
     if pace.ms_per_image:
         recorder.log_metrics({"ms_per_image": pace.ms_per_image})
@@ -115,7 +115,7 @@ def keep_model(
         example=next(manifest.val_images_path.iterdir()),
     )
     name = f"{settings.tracking.experiment}-{manifest.name}-{manifest.data_hash[:8]}"
-    tags = json.loads((run / "run.json").read_text())["tags"]
+    tags = json.loads((run / "run.json").read_text(encoding="utf-8"))["tags"]
     version = register_model(recorder, name, tags=tags, metrics=metrics, metric="bbox_mAP")
     champion = ", the champion" if CHAMPION in version.aliases else ""
     print(f"evaluate@{variant}: models:/{name}/{version.version}{champion}", file=sys.stderr)
@@ -125,7 +125,7 @@ def write_evaluation(evaluation: CocoEvaluation, folder: Path) -> None:
     """Write predictions, AP per class and precision over recall to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for iou_type, predictions in evaluation.predictions.items():
-        (folder / f"predictions.{iou_type}.json").write_text(json.dumps(predictions))
+        (folder / f"predictions.{iou_type}.json").write_text(json.dumps(predictions), encoding="utf-8")
     per_class = pd.DataFrame({f"{iou_type}_AP": ap for iou_type, ap in evaluation.class_ap.items()})
     per_class.rename_axis("class").to_csv(folder / "per_class.csv", float_format="%.6f")
     curves = [

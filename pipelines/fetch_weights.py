@@ -25,7 +25,7 @@ def main(settings: Settings) -> None:
         if variant in fetched:
             shutil.copyfile(fetched[variant], folder / "backbone.pth")
         source = {"backbone": fetched[variant].name if variant in fetched else None}
-        (folder / "source.json").write_text(json.dumps(source) + "\n")
+        (folder / "source.json").write_text(json.dumps(source) + "\n", encoding="utf-8")
 
 
 def fetch_backbones(settings: Settings) -> dict[str, Path]:

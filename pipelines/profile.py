@@ -31,7 +31,7 @@ def main(settings: Settings) -> None:
         write_config(cfg, CONFIGS / f"{variant}.py")
         sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
     METRICS.parent.mkdir(exist_ok=True)
-    METRICS.write_text(json.dumps(sizes, indent=2) + "\n")
+    METRICS.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from types import FrameType
 import psutil
 
 from dfvt.settings import Settings, load_settings
+from dfvt.terminal import escape_unencodable
 
 
 def main() -> int:
+    escape_unencodable()
     parser = ArgumentParser(
         prog="python -m pipelines.repro", description="Run the stages that are out of date."
     )

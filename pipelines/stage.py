@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from dfvt.settings import VARIANTS, Settings, load_settings
+from dfvt.terminal import escape_unencodable
 
 DATASET_MANIFEST = Path("data/dataset/manifest.json")
 CONFIGS = Path("runs/configs")
@@ -22,12 +23,14 @@ DOWNLOADS = Path(".dfvt/downloads")  # outside of what DVC removes before a stag
 
 def run_stage(name: str, work: Callable[[Settings], None]) -> None:
     """Run the script of a stage: `work` with the settings of params.yaml. Ends the process when it fails."""
+    escape_unencodable()
     options = _parser(name).parse_args()
     _run(name, lambda: work(load_settings()), debug=options.debug)
 
 
 def run_variant_stage(name: str, work: Callable[[Settings, str], None]) -> None:
     """Run the script of a stage that works on one variant, named on the command line."""
+    escape_unencodable()
     parser = _parser(name)
     parser.add_argument("variant", choices=VARIANTS)
     options = parser.parse_args()

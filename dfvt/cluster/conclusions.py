@@ -75,7 +75,13 @@ class Conclusions(tune.Callback):
         self.conclude(trial, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        reason = str(info.get("error") or (trial.error_file and Path(trial.error_file).read_text().strip()))
+        reason = str(
+            info.get("error")
+            or (
+                trial.error_file
+                and Path(trial.error_file).read_text(encoding="utf-8", errors="replace").strip()
+            )
+        )
         self.say(trial, f"failed: {reason.splitlines()[-1]}")
         self.conclude(trial, "failed")
 

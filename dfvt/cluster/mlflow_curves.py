@@ -171,7 +171,7 @@ def read_val(folder: Path, until: int) -> list[Point]:
 def read_points(path: Path, names: Mapping[str, str], until: int) -> list[Point]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if is_kept(row, until)]
     return [
         (int(row["step"]), {new: float(row[name]) for name, new in names.items() if row.get(name)})

@@ -21,7 +21,7 @@ def note_run(note: Path, recorder: RunRecorder, store: Store, **more: Mapping[st
 
 def read_note(note: Path) -> dict[str, str] | None:
     """What a note says, None without one."""
-    content: dict[str, str] | None = json.loads(note.read_text()) if note.is_file() else None
+    content: dict[str, str] | None = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
     return content
 
 

@@ -42,7 +42,7 @@ def take_over(trial: Mirror, checkpoint: Path, assignment: Assignment) -> None:
     start it again. Whatever moment it is killed at, called again it does the rest.
     """
     record, folder = fetch_record(trial), trial.folder
-    origin = json.loads((checkpoint / ORIGIN).read_text())
+    origin = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
     change = TakeOver(origin["name"], origin["epoch"], dict(assignment))
     if record is None or change.name == record.name or change in record.taken_over[-1:]:
         return

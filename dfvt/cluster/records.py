@@ -65,7 +65,7 @@ class TrialRecord:
         file = folder / RECORD
         if not file.is_file():
             return None
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         taken_over = tuple(TakeOver(**item) for item in content.pop("taken_over", ()))
         return cls(**content, taken_over=taken_over)
 
@@ -169,7 +169,7 @@ def require_same_spec(spec: SweepSpec, sweep: Mirror) -> None:
     file = sweep.folder / SPEC_FILE
     if not file.is_file():
         return
-    begun, wanted = json.loads(file.read_text()), json.loads(text_of(spec))
+    begun, wanted = json.loads(file.read_text(encoding="utf-8")), json.loads(text_of(spec))
     defaults = json.loads(text_of(SweepSpec(name=spec.name)))  # what versions before did not know
     differing = [
         key
@@ -215,7 +215,7 @@ def load_sweep(project: Path, name: str) -> SweepState:
                 f"no sweep {name} was begun in {project / SWEEPS}: "
                 + (f"there are {', '.join(begun)}" if begun else "there is none yet, see dfvt sweep SPEC")
             )
-    content = json.loads((sweep.folder / SPEC_FILE).read_text())
+    content = json.loads((sweep.folder / SPEC_FILE).read_text(encoding="utf-8"))
     trials = load_records(sweep)
     if not is_running(sweep):
         trials = [replace(one, status="interrupted") if one.status == "running" else one for one in trials]

@@ -60,7 +60,7 @@ class TrialReports(Callback):
         put_record(self.record, self.trial)
 
     def on_warning(self, message: str) -> None:
-        with (self.trial.folder / LOG).open("a") as log:
+        with (self.trial.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {message}\n")
         self.trial.put(LOG)
 

@@ -105,11 +105,11 @@ def working_copy(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         known = folder / ATTEMPT
-        if not (known.is_file() and known.read_text() == attempt):
+        if not (known.is_file() and known.read_text(encoding="utf-8") == attempt):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             Mirror(folder, remote).fetch(STATES, TRAIN_FILE, VAL_FILE)
-            known.write_text(attempt)
+            known.write_text(attempt, encoding="utf-8")
     uploads = [Uploads(Mirror(folder, remote), say)] if rank == 0 else []
     try:
         yield WorkingCopy(folder, uploads)

@@ -90,7 +90,7 @@ def provide_coco2017(
                 wanted=lambda name: name.startswith(PARTS),
                 on_progress=partial(bars, archive.name),
             )
-            note_of(archive, downloads).write_text(json.dumps(unpacked_note(archive, root)))
+            note_of(archive, downloads).write_text(json.dumps(unpacked_note(archive, root)), encoding="utf-8")
             if not keep_archives:
                 (downloads / archive.name).unlink()
     for archive in archives:
@@ -109,7 +109,7 @@ def unpacked_note(archive: Archive, root: Path) -> dict[str, str]:
 def is_unpacked(archive: Archive, root: Path, downloads: Path) -> bool:
     """Whether an interrupted call unpacked this archive into this folder."""
     note = note_of(archive, downloads)
-    return note.is_file() and json.loads(note.read_text()) == unpacked_note(archive, root)
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == unpacked_note(archive, root)
 
 
 def require_space(

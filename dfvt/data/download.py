@@ -295,7 +295,7 @@ class Attempt:
         if not stream.start:
             forget(self.partial)
         require_space(self.partial, (stream.origin.size or 0) - stream.start)
-        origin_of(self.partial).write_text(json.dumps(asdict(stream.origin)))
+        origin_of(self.partial).write_text(json.dumps(asdict(stream.origin)), encoding="utf-8")
         self.hash_up_to(stream.start)
         done = stream.start
         with self.partial.open("ab") as file, ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
@@ -350,7 +350,7 @@ def origin_of(partial: Path) -> Path:
 def read_origin(partial: Path) -> Origin | None:
     """What a partial file is the beginning of, if that is known."""
     try:
-        return Origin(**json.loads(origin_of(partial).read_text()))
+        return Origin(**json.loads(origin_of(partial).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # none, or one that a kill left half
         return None
 
@@ -375,7 +375,7 @@ def note_verified(target: Path, checksum: str) -> None:
     """Notes a file's checksum together with what tells whether it has changed since."""
     stat = target.stat()
     note = {"checksum": checksum, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    verified_note_of(target).write_text(json.dumps(note))
+    verified_note_of(target).write_text(json.dumps(note), encoding="utf-8")
 
 
 def checksum_of_verified(download: Download) -> str | None:
@@ -388,7 +388,7 @@ def checksum_of_verified(download: Download) -> str | None:
         return None
     stat = target.stat()
     with suppress(OSError, ValueError):
-        note = json.loads(verified_note_of(target).read_text())
+        note = json.loads(verified_note_of(target).read_text(encoding="utf-8"))
         unchanged = (note.get("size"), note.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns)
         if unchanged and download.checksum in (None, note.get("checksum")):
             return str(note["checksum"])

@@ -51,10 +51,10 @@ def provide_dataset(manifest: DatasetManifest, source: str | None, say: Say) -> 
                 )
             copy_dataset(manifest, source, root, say)
         seen = {"data_hash": manifest.data_hash, "changed": last_changes(manifest)}
-        if known.is_file() and json.loads(known.read_text()) == seen:
+        if known.is_file() and json.loads(known.read_text(encoding="utf-8")) == seen:
             return
         require_hash(manifest, root, f"the node {socket.gethostname()}")
-        known.write_text(json.dumps(seen))
+        known.write_text(json.dumps(seen), encoding="utf-8")
 
 
 def parts_of(manifest: DatasetManifest) -> list[Path]:

@@ -122,7 +122,9 @@ def _is_replaceable(root: Path) -> bool:
     if not any(root.iterdir()):
         return True
     annotation_file = root / "annotations" / "instances_train2017.json"
-    return annotation_file.is_file() and DESCRIPTION in annotation_file.read_text(errors="replace")
+    return annotation_file.is_file() and DESCRIPTION in annotation_file.read_text(
+        errors="replace", encoding="utf-8"
+    )
 
 
 def _write_split(

@@ -25,9 +25,9 @@ class CurveFiles(Callback):
         for path, columns in ((self.train_path, TRAIN_COLUMNS), (self.val_path, VAL_COLUMNS)):
             rows: list[dict[str, str]] = []
             if start.step and path.is_file():
-                with path.open(newline="") as file:
+                with path.open(newline="", encoding="utf-8") as file:
                     rows = [row for row in csv.DictReader(file) if is_kept(row, start.step)]
-            with path.open("w", newline="") as file:
+            with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(rows)
@@ -43,7 +43,7 @@ class CurveFiles(Callback):
     def append(
         path: Path, columns: tuple[str, ...], step: int, epoch: int, numbers: dict[str, float]
     ) -> None:
-        with path.open("a", newline="") as file:
+        with path.open("a", newline="", encoding="utf-8") as file:
             row = {"step": step, "epoch": epoch, **{name: f"{value:.6g}" for name, value in numbers.items()}}
             csv.DictWriter(file, columns, extrasaction="ignore").writerow(row)
 

@@ -281,7 +281,7 @@ def write_errors(annotations: Path, folder: Path, score_threshold: float) -> lis
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     rows = []
     for iou_type in IOU_TYPES:
-        predictions = json.loads((folder / f"predictions.{iou_type}.json").read_text())
+        predictions = json.loads((folder / f"predictions.{iou_type}.json").read_text(encoding="utf-8"))
         judgement = judge(truth, predictions, iou_type)
         rows += [
             {"iou_type": iou_type, "error": kind, "number": number, "AP50_cost": cost}

@@ -154,7 +154,7 @@ def write_csv(trials: Sequence[Trial], file: Path) -> None:
     """One row a trial: what it set, how it went, every number of its last validation."""
     keys = assigned_keys(trials)
     names = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         fixed = ["status", "epoch", "num_epochs", "startup_seconds", "seconds"]
         rows.writerow(["trial", *keys, *fixed, *names, "took_over", "mlflow_run_id"])

@@ -58,7 +58,7 @@ def collect_origin(project: Path) -> Origin:
     return Origin(
         packages="".join(f"{name}=={installed[name]}\n" for name in sorted(installed, key=str.lower)),
         diff=git_diff(project),
-        dvc_lock=lock.read_text() if lock.is_file() else None,
+        dvc_lock=lock.read_text(encoding="utf-8") if lock.is_file() else None,
         tags=tags,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dfvt.cli import main
+from dfvt.cli import _parse, main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/DFvT/maskrcnn_DFvT_tiny_1x_coco.py")
@@ -30,6 +30,16 @@ def test_masks_of_a_detector_without_them_are_refused(capsys: pytest.CaptureFixt
     no_masks = ["--cfg-options", "model.roi_head.mask_head=None", "--gpus", "0"]
     assert main(["test", CONFIG, "some.pth", "--eval", "segm", *no_masks]) == 2
     assert "has no mask head: choose --eval bbox" in capsys.readouterr().err
+
+
+def test_images_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["predict", "models:/m/1", "a.jpg", "--gpus", "0", "b.jpg", "--out", "x", "c.jpg"]
+    assert _parse(arguments).words == ["a.jpg", "b.jpg", "c.jpg"]
+    for wrong in (["predict", "models:/m/1", "a.jpg", "--no-such", "b.jpg"], ["profile", CONFIG, "b.jpg"]):
+        with pytest.raises(SystemExit) as ended:
+            _parse(wrong)
+        assert ended.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
