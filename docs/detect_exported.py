@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,23 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 
 def prepare(image: Tensor, settings: dict[str, Any], shape: list[int]) -> tuple[Tensor, float]:
-    """The program's input of an image (3, H, W) of 0…255, RGB; and by what the image was scaled."""
+    """The program's input of an image (3, H, W) of 0…255, RGB; and by what the image was scaled.
+
+    An image that is larger than the program's input once it is scaled, as a portrait photo for a program for
+    landscape ones, is scaled down further, and small objects on it may be missed.
+    """
     height, width = image.shape[1:]
     short, long = settings["scaled_to"]
     factor = min(short / min(height, width), long / max(height, width))
-    sides = int(height * factor + 0.5), int(width * factor + 0.5)
+    sides = scaled_size(image, factor)
+    if sides[0] > shape[2] or sides[1] > shape[3]:
+        print(
+            f"the image needs {sides[0]} x {sides[1]} pixels, the program has {shape[2]} x {shape[3]}: it is "
+            "scaled down further; dfvt export --shape H W writes programs for other sizes",
+            file=sys.stderr,
+        )
+        factor = min(shape[2] / height, shape[3] / width)
+        sides = scaled_size(image, factor)
     scaled = F.interpolate(image[None], sides, mode="bilinear").round()[0]
     if settings["channels"] == "BGR":
         scaled = scaled.flip(0)
@@ -34,6 +47,12 @@ def prepare(image: Tensor, settings: dict[str, Any], shape: list[int]) -> tuple[
     padded = torch.zeros(shape)
     padded[0, :, : sides[0], : sides[1]] = (scaled - mean) / std
     return padded, factor
+
+
+def scaled_size(image: Tensor, factor: float) -> tuple[int, int]:
+    """Height and width of an image (3, H, W) that is scaled."""
+    height, width = image.shape[1:]
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def decode(boxes: Tensor, deltas: Tensor, coder: dict[str, Any]) -> Tensor:
@@ -99,12 +118,12 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
 @torch.no_grad()
 def detect(folder: Path, image: Tensor) -> dict[str, Tensor]:
     """`boxes` (N, 4), `labels`, `scores` and, where there are, `masks` (N, H, W) of an image (3, H, W)."""
-    settings = json.loads((folder / "export.json").read_text())
+    settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     programs = {name: torch.export.load(folder / f"{name}.pt2").module() for name in settings["programs"]}
     height, width = image.shape[1:]
     shape = settings["programs"]["dense"]["input"]
     prepared, factor = prepare(image, settings["images"], shape)
-    scaled = int(height * factor + 0.5), int(width * factor + 0.5)
+    scaled = scaled_size(image, factor)
     maps, scores, deltas = programs["dense"](prepared)
 
     proposals = propose(scores, deltas, scaled, settings["rpn"])
@@ -134,10 +153,15 @@ def detect(folder: Path, image: Tensor) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    folder, image = map(Path, sys.argv[1:3])
+    parser = ArgumentParser(description="Find objects on an image with exported programs.")
+    parser.add_argument("exported", type=Path, help="the folder that `dfvt export` wrote")
+    parser.add_argument("image", type=Path, help="any image that Pillow reads")
+    options = parser.parse_args()
+    folder, image = options.exported, options.image
     pixels = np.array(ImageOps.exif_transpose(Image.open(image)).convert("RGB"), np.float32)
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names are in any language
     found = detect(folder, torch.from_numpy(pixels).permute(2, 0, 1))
-    classes = json.loads((folder / "export.json").read_text())["classes"]
+    classes = json.loads((folder / "export.json").read_text(encoding="utf-8"))["classes"]
     for box, label, score in zip(
         *(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -95,29 +96,40 @@ def from_pixels(pixels: NDArray) -> NDArray[np.uint8]:
 
 
 def find_images(patterns: list[str]) -> list[Path]:
-    """The files that names, folders (with those in them) and patterns (`*`, `?`, `**`) mean, each once.
+    """List the files that names, folders (with their subfolders) and patterns (`*`, `?`, `**`) mean.
 
-    Files that are named are taken whatever they are called; of folders those with an image's suffix.
+    A file that is named is taken whatever its suffix is; of a folder, files with an image's suffix. A file
+    that is named twice, `a.jpg` and `/data/a.jpg`, is listed once.
 
     Raises:
-        FileNotFoundError: one means nothing.
+        FileNotFoundError: a name, folder or pattern means no file.
+        ValueError: a name is empty, or that of a device or a pipe.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, Path] = {}
+    resolve = cache(Path.resolve)
     for pattern in patterns:
-        path, magic = Path(pattern), any(character in pattern for character in "*?[")
+        if not pattern:
+            raise ValueError("an image has an empty name: leave it out, or name a file, folder or pattern")
+        path, is_pattern = Path(pattern), any(character in pattern for character in "*?[")
         if path.is_dir():
-            files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-        elif path.is_file():
-            files = [path]
-        else:
-            anchor = Path(path.anchor) if path.anchor else Path()
-            relative = path.relative_to(path.anchor) if path.anchor else path
-            files = sorted(one for one in anchor.glob(str(relative)) if one.is_file()) if magic else []
-        if not files:
-            if path.is_dir():
+            files = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
+            if not files:
                 raise FileNotFoundError(
                     f"no image is in {pattern}: there is no {', '.join(sorted(SUFFIXES))}"
                 )
-            raise FileNotFoundError(f"no file matches {pattern}" if magic else f"there is no file {pattern}")
-        found |= dict.fromkeys(files)
-    return list(found)
+        elif path.is_file():
+            files = [path]
+        elif path.exists():
+            raise ValueError(f"{pattern} is neither a file nor a folder")
+        elif is_pattern:
+            anchor = Path(path.anchor)
+            files = sorted(file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
+            if not files:
+                raise FileNotFoundError(f"no file matches {pattern}")
+        else:
+            raise FileNotFoundError(f"there is no file {pattern}")
+        for file in files:
+            images.setdefault(resolve(file.parent) / file.name, file)
+    return list(images.values())

@@ -33,6 +33,7 @@ DENSE, BBOX_HEAD, MASK_HEAD = "dense", "bbox_head", "mask_head"
 MANIFEST = "export.json"
 STRIDE = 32  # of the coarsest map of a backbone
 MAX_ROIS = 2**20
+TOLERANCE = 0.01  # of outputs, as a share of the largest: other kernels add in another order, TF32 rounds
 WH_RATIO_CLIP = 16 / 1000  # mmdet's, which no config changes
 Programs = dict[str, ExportedProgram]
 
@@ -79,20 +80,69 @@ def export_detector(detector: TwoStageDetector, batch_size: int, height: int, wi
         ValueError: the detector is none that can be exported, or a side is no multiple of 32.
     """
     require_exportable(detector)
-    if height % STRIDE or width % STRIDE:
+    if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
         raise ValueError(f"the shape {height} × {width} must be of multiples of {STRIDE}")
-    device = next(detector.parameters()).device
-    images = torch.zeros(batch_size, 3, height, width, device=device)
-    programs = {DENSE: export(DensePart(detector).eval(), (images,), strict=False)}
+    programs = {}
+    for name, (network, example) in networks_of(detector, (batch_size, 3, height, width)).items():
+        rois = Dim("num_rois", min=2, max=MAX_ROIS)
+        shapes = None if name == DENSE else ({0: rois},)
+        programs[name] = export(network, (example,), dynamic_shapes=shapes, strict=False)
+    return programs
+
+
+def networks_of(detector: TwoStageDetector, shape: Sequence[int]) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Return the networks that become programs, each with an input of the right size: noise.
+
+    Args:
+        detector: in evaluation mode.
+        shape: of the images, (N, 3, H, W).
+    """
     roi_head = detector.roi_head
     heads = {BBOX_HEAD: (roi_head.bbox_head, roi_head.bbox_roi_extractor)}
     if roi_head.with_mask:
         heads[MASK_HEAD] = (roi_head.mask_head, roi_head.mask_roi_extractor)
+    noise = torch.Generator().manual_seed(0)
+    device = next(detector.parameters()).device
+    networks: dict[str, tuple[nn.Module, Tensor]] = {
+        DENSE: (DensePart(detector).eval(), torch.randn(*shape, generator=noise).to(device))
+    }
     for name, (head, extractor) in heads.items():
-        features = torch.zeros(8, extractor.out_channels, *extractor.roi_layers[0].output_size, device=device)
-        rois = Dim("num_rois", min=2, max=MAX_ROIS)
-        programs[name] = export(head, (features,), dynamic_shapes=({0: rois},), strict=False)
-    return programs
+        sides = extractor.roi_layers[0].output_size
+        features = torch.randn(8, extractor.out_channels, *sides, generator=noise)
+        networks[name] = (head, features.to(device))
+    return networks
+
+
+@torch.no_grad()
+def output_differences(
+    detector: TwoStageDetector, programs: Programs, shape: Sequence[int]
+) -> dict[str, float]:
+    """Compare what the programs compute with what the detector's networks compute, on noise.
+
+    This says something of every detector, also of one that finds nothing on the images at hand.
+
+    Args:
+        detector: in evaluation mode.
+        programs: its programs.
+        shape: of their images, (N, 3, H, W).
+
+    Returns:
+        The largest difference of each program's outputs, as a share of the largest value of that output.
+    """
+    differences = {}
+    for name, (network, example) in networks_of(detector, shape).items():
+        pairs = zip(tensors_of(network(example)), tensors_of(programs[name].module()(example)), strict=True)
+        differences[name] = max(
+            float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-12)) for ours, theirs in pairs
+        )
+    return differences
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """List the tensors of nested tuples."""
+    return (
+        [outputs] if isinstance(outputs, Tensor) else [part for item in outputs for part in tensors_of(item)]
+    )
 
 
 def save_programs(programs: Programs, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -260,6 +310,7 @@ class Agreement:
         score, box: the largest differences of scores and of boxes in pixels.
         mask_iou: the least IoU of a mask and its counterpart, 1 where there are none.
         too_large: images that do not fit the shape.
+        needed: the least height and width, in multiples of 32, that hold all images.
     """
 
     num_images: int
@@ -269,6 +320,7 @@ class Agreement:
     box: float
     mask_iou: float
     too_large: list[Path]
+    needed: tuple[int, int]
 
 
 def check_export(
@@ -283,6 +335,7 @@ def check_export(
     Both pad images to the shape of the programs, whose batch must be of one image.
 
     Raises:
+        FileNotFoundError: a file is missing.
         ValueError: a file is no image.
     """
     original, exported = copy.copy(predictor), copy.copy(predictor)
@@ -291,10 +344,16 @@ def check_export(
     num_objects, score, box, iou = 0, 0.0, 0.0, 1.0
     different: list[Path] = []
     too_large: list[Path] = []
+    needed = (0, 0)
     for path in paths:
         progress(1)
-        prepared = original.prepare(original.read(path))
-        if any(side > most for side, most in zip(prepared["img"][0].shape[1:], shape[2:], strict=True)):
+        try:
+            prepared = original.prepare(original.read(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        height, width = (math.ceil(side / STRIDE) * STRIDE for side in prepared["img"][0].shape[1:])
+        needed = max(needed[0], height), max(needed[1], width)
+        if height > shape[2] or width > shape[3]:
             too_large.append(path)
             continue
         (expected,), (found,) = original.predict([prepared]), exported.predict([prepared])
@@ -305,7 +364,7 @@ def check_export(
         score = max(score, float(np.abs(expected.scores - found.scores).max(initial=0)))
         box = max(box, float(np.abs(expected.boxes - found.boxes).max(initial=0)))
         iou = min(iou, least_iou(expected, found))
-    return Agreement(len(paths) - len(too_large), num_objects, different, score, box, iou, too_large)
+    return Agreement(len(paths) - len(too_large), num_objects, different, score, box, iou, too_large, needed)
 
 
 def least_iou(expected: Prediction, found: Prediction) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmcv import Config
@@ -85,8 +86,19 @@ class Predictor:
             self.transform = Compose(pipeline)
 
     def prepare(self, image: NDArray[np.uint8]) -> Any:
-        """The detector's input of an image, as `read` gives it."""
-        return self.transform({"img": image})
+        """Return the detector's input of an image, BGR (H, W, 3).
+
+        Raises:
+            ValueError: the config's pipeline cannot transform it, as an image of 1 × 10,000 pixels, of which
+                nothing is left at the size of the test images.
+        """
+        try:
+            return self.transform({"img": image})
+        except cv2.error as error:
+            height, width = image.shape[:2]
+            raise ValueError(
+                f"the config's test pipeline cannot take an image of {width}×{height} pixels ({error.err})"
+            ) from error
 
     @torch.no_grad()
     def predict(self, prepared: Sequence[Any]) -> list[Prediction]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,8 @@ from dfvt.reports.gallery import draw_instances
 from dfvt.reports.pages import JPEG_QUALITY
 
 LARGEST_PICTURE = 1333  # pixels; larger images are drawn smaller
+REFUSED = frozenset('<>:"|?*\\')  # in names of files, by file systems of Windows
+LONGEST_STEM = 200  # bytes; most file systems take 255, and numbers and a suffix are added
 
 
 class PredictionFiles:
@@ -33,7 +38,11 @@ class PredictionFiles:
         self.annotations: list[dict[str, Any]] = []
 
     def add(self, name: str, prediction: Prediction, picture: str | None = None) -> int:
-        """Takes in what was found on the image `name`; returns how many objects are sure enough."""
+        """Add what was found on an image; returns how many objects have the score.
+
+        JSON holds text alone: bytes of a name that are not UTF-8 are written as `\\xNN`.
+        """
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")
         image_id = len(self.images) + 1
         size = {"height": prediction.height, "width": prediction.width}
         shown = {} if picture is None else {"picture": picture}
@@ -88,29 +97,127 @@ def draw_prediction(
     Image.fromarray(drawn).save(path, quality=JPEG_QUALITY)
 
 
-def remove_pictures(predictions: Path) -> int:
-    """Removes the pictures that an earlier file of predictions names, and it; returns how many images it had.
+def earlier_pictures(predictions: Path) -> list[str] | None:
+    """Read which pictures an earlier `predict` wrote.
+
+    Args:
+        predictions: the file `predictions.json`, which may be absent.
+
+    Returns:
+        The picture's file name for each image that has one; None if there is no such file.
 
     Raises:
-        ValueError: the file is no such file, but another one that is not to be replaced.
+        ValueError: the file is not one that `predict` wrote, so it must not be replaced.
     """
+    if predictions.is_dir():
+        raise ValueError(f"{predictions} is a folder: choose another --out")
     if not predictions.is_file():
-        return 0
+        return None
     try:
-        images = json.loads(predictions.read_text())["images"]
-        names = [one["picture"] for one in images if "picture" in one]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{predictions} is no file of predict's: choose another --out") from error
+        images = json.loads(predictions.read_text(encoding="utf-8"))["images"]
+        names = [PurePosixPath(image["picture"]).name for image in images if "picture" in image]
+        # The file may come from elsewhere: only files in the folder of pictures are ever removed.
+        return [name for name in names if name not in ("", "..")]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{predictions} was not written by predict: choose another --out") from error
+
+
+def inputs_without_pictures(paths: Sequence[Path], pictures: Path, earlier: Sequence[str]) -> list[Path]:
+    """Leave the pictures of an earlier `predict` out of the images to predict on.
+
+    Without this check, the second `dfvt predict … photos --out photos` takes the pictures of the first one
+    as photos, and `dfvt predict … pictures --out .` draws over the user's own images.
+
+    Args:
+        paths: images to predict on.
+        pictures: the folder that takes the new pictures.
+        earlier: the names of the files in it that an earlier `predict` wrote.
+
+    Raises:
+        ValueError: an image lies in the folder and `predict` did not write it, or no image remains.
+    """
+    folder, drawn = pictures.resolve(), set(earlier)
+    inside = {path for path in paths if path.parent.resolve() == folder}
+    for path in inside:
+        if path.name not in drawn:
+            raise ValueError(f"the image {path} lies where predict writes its pictures: choose another --out")
+    if paths and len(inside) == len(paths):
+        raise ValueError(f"all images are pictures that predict wrote into {pictures}: name other images")
+    return [path for path in paths if path not in inside]
+
+
+def require_replaceable(pictures: Path, names: Iterable[str], earlier: Iterable[str]) -> None:
+    """Check that new pictures replace no file of the user's.
+
+    Args:
+        pictures: the folder that takes them.
+        names: of the new pictures.
+        earlier: names of the files in it that an earlier `predict` wrote.
+
+    Raises:
+        ValueError: the folder holds another file of such a name.
+    """
+    if not pictures.exists():
+        return
+    present = {same_file_key(path.name): path for path in pictures.iterdir()}
+    drawn = {same_file_key(name) for name in earlier}
     for name in names:
-        (predictions.parent / "pictures" / Path(name).name).unlink(missing_ok=True)  # nowhere else
-    predictions.unlink()
-    return len(images)
+        key = same_file_key(name)
+        if key in present and key not in drawn:
+            raise ValueError(f"{present[key]} was not written by predict: choose another --out")
+
+
+def replace_pictures(partial: Path, pictures: Path, earlier: Iterable[str]) -> None:
+    """Move finished pictures to their folder, in place of those of an earlier `predict`.
+
+    Args:
+        partial: the folder of the new ones, which goes; it may be absent.
+        pictures: their folder; it goes too if it is empty at the end.
+        earlier: names of the files in `pictures` that an earlier `predict` wrote.
+    """
+    for name in earlier:
+        (pictures / name).unlink(missing_ok=True)
+    if partial.is_dir():
+        pictures.mkdir(parents=True, exist_ok=True)
+        for path in partial.iterdir():
+            path.replace(pictures / path.name)
+        partial.rmdir()
+    if pictures.is_dir() and not any(pictures.iterdir()):
+        pictures.rmdir()
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
-    """A name of its own for the picture of each file: the file's, with its number where two have the same."""
-    stems = [path.stem for path in paths]
-    return [
-        f"{stem}.jpg" if stems.count(stem) == 1 else f"{stem}-{number:04}.jpg"
-        for number, stem in enumerate(stems, 1)
-    ]
+    """Give the picture of each file a name that no other picture has.
+
+    The name is the file's own, as `photo.jpg`. Files of the same name, whatever their case, have their
+    position in `paths` too, as `photo-0002.jpg`: some file systems take `a.jpg` and `A.jpg` for the same.
+    Characters that some file systems refuse become `_`, and long names are cut.
+    """
+    stems = [_stem(path.name) for path in paths]
+    counts = Counter(map(same_file_key, stems))
+    taken = {key for key, count in counts.items() if count == 1}
+    names = []
+    for number, stem in enumerate(stems, 1):
+        name = stem
+        if counts[same_file_key(stem)] > 1:
+            name = f"{stem}-{number:04}"
+            # Another file may have this very name. Each such file is met once, so the time stays linear.
+            while same_file_key(name) in taken:
+                name = f"{name}-{number:04}"
+            taken.add(same_file_key(name))
+        names.append(f"{name}.jpg")
+    return names
+
+
+def _stem(name: str) -> str:
+    """A file's name without its suffix, as every file system takes it."""
+    stem = "".join(
+        "_" if character in REFUSED or not character.isprintable() else character
+        for character in Path(name).stem
+    )
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+
+
+def same_file_key(name: str) -> str:
+    """Equal for names that some file system takes for the same: those of one spelling in any case."""
+    return normalize("NFD", normalize("NFD", name).casefold())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
 import subprocess
@@ -18,7 +19,15 @@ from pycocotools import mask as coco_mask
 from dfvt.cli import main
 from dfvt.data.images import read_image
 from dfvt.data.manifest import DatasetManifest
-from dfvt.engine.export import MANIFEST, check_export, export_detector, load_programs, with_programs
+from dfvt.engine.export import (
+    MANIFEST,
+    TOLERANCE,
+    check_export,
+    export_detector,
+    load_programs,
+    output_differences,
+    with_programs,
+)
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.predict import Predictor
 from dfvt.models.blocks import make_shifted_window_mask
@@ -96,6 +105,75 @@ def test_programs_of_other_weights_are_noticed(
     agreement = check_export(predictor, others, (1, 3, 64, 96), images)
     assert agreement.num_images == 6
     assert len(agreement.different) + agreement.score > 0.01
+    with pytest.raises(ValueError, match=f"{checkpoint}: it is no image that can be read"):
+        check_export(predictor, others, (1, 3, 64, 96), [checkpoint])
+
+
+def test_each_program_is_compared_without_any_image(config: Config, checkpoint: Path) -> None:
+    model, shape = Predictor(config, checkpoint, CPU).model, (1, 3, 64, 96)
+    programs = export_detector(model, *shape[:1], *shape[2:])
+    assert max(output_differences(model, programs, shape).values()) < 1e-5
+    torch.manual_seed(3)
+    others = build_bare_detector(config)
+    parts = {"dense": "backbone", "bbox_head": "roi_head.bbox_head", "mask_head": "roi_head.mask_head"}
+    for name, part in parts.items():
+        changed = copy.deepcopy(model)
+        changed.get_submodule(part).load_state_dict(others.get_submodule(part).state_dict())
+        differences = output_differences(changed, programs, shape)
+        assert [program for program, difference in differences.items() if difference > TOLERANCE] == [name]
+
+
+def test_a_comparison_without_objects_says_so_and_a_wrong_program_fails(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "exported"
+    arguments = ["export", config_file, str(checkpoint), str(shapes.val_images_path), "--out", str(out)]
+    arguments += ["--shape", "64", "96", "--gpus", "0", "--cfg-options", "model.test_cfg.rcnn.score_thr=0.99"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "on which the detector finds nothing: only the outputs on noise say" in printed
+    assert "masks' IoU" not in printed
+    programs = load_programs(out)
+    monkeypatch.setattr("dfvt.engine.export.export_detector", lambda *_: programs)
+    for difference in (0.5, float("nan")):
+        differences = {"dense": 0.0, "mask_head": difference}
+        monkeypatch.setattr("dfvt.engine.export.output_differences", lambda *_, given=differences: given)
+        assert main(arguments) == 1
+        assert (
+            f"mask_head.pt2: its outputs differ from the detector's by {difference}"
+            in capsys.readouterr().err
+        )
+
+
+def test_portrait_images_are_taken_by_a_program_for_landscape_ones(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, image = tmp_path / "exported", tmp_path / "portrait.png"
+    Image.open(next(shapes.val_images_path.iterdir())).convert("RGB").rotate(90, expand=True).save(image)
+    export = ["export", config_file, str(checkpoint), "--out", str(out), "--gpus", "0"]
+    assert main([*export, "--shape", "64", "96"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["detect_exported.py", str(out), str(image)])
+    runpy.run_path(str(ROOT / "docs/detect_exported.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    sentence = "the image needs 80 x 64 pixels, the program has 64 x 96: it is scaled down further; "
+    assert printed.err.startswith(sentence)
+    boxes = np.array([line.split()[2:] for line in printed.out.splitlines()], float)
+    assert boxes.shape == (10, 4)
+    assert boxes.min() >= 0 and boxes[:, [0, 2]].max() <= 64 and boxes[:, [1, 3]].max() <= 80
+    monkeypatch.setattr("dfvt.engine.export.export_detector", lambda *_: load_programs(out))
+    assert main([*export, "--shape", "64", "96", str(image)]) == 2
+    assert "none of the images fits the shape: --shape 96 64 holds all images" in capsys.readouterr().err
 
 
 def test_no_region_and_one_are_taken_too(config: Config, checkpoint: Path) -> None:
@@ -126,7 +204,9 @@ def test_what_cannot_be_exported_is_one_sentence(
     for arguments, sentence in (
         ([*export], "--out DIR is missing"),
         ([*export, "--out", "x", "--shape", "64", "90"], "the shape 64 × 90 must be of multiples of 32"),
+        ([*export, "--out", "x", "--shape", "0", "-32"], "the shape 0 × -32 must be of multiples of 32"),
         ([*export, "--out", "x", "--batch", "0"], "--batch 0 is below 1"),
+        ([*export, "--out", str(checkpoint)], f"{checkpoint} is not a folder: choose another place"),
         ([export[0], config_file, "--out", "x"], "no CHECKPOINT is named after the config"),
         (
             [*export[:3], str(large), "--gpus", "0", "--out", str(tmp_path / "x"), "--shape", "32", "32"],

@@ -122,6 +122,20 @@ def test_what_is_no_image_is_one_sentence(source: bytes | np.ndarray, sentence: 
     assert "\n" not in str(error.value)
 
 
+def test_no_program_is_started_to_decode_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr("subprocess.check_call", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    content = encoded(Image.fromarray(RGB), "eps")
+    (tmp_path / "image.jpg").write_bytes(content)
+    for source in (content, tmp_path / "image.jpg"):
+        with pytest.raises(ValueError, match="it is no image that can be read"):
+            read_image(source)
+    assert started == [], "Pillow decodes EPS with Ghostscript"
+
+
 @given(content=st.binary(max_size=60), kind=st.sampled_from(["png", "jpeg", "bmp", "tiff", "gif", "webp"]))
 def test_nothing_makes_it_fail_otherwise(content: bytes, kind: str) -> None:
     good = encoded(Image.fromarray(RGB[:9, :9]), kind)
@@ -146,10 +160,21 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names("**/*.jpeg") == ["a/b/3.jpeg"]
     assert names("a/notes.txt") == ["a/notes.txt"], "it was named"
     assert names(f"{tmp_path}/a/?.jpg") == [f"{tmp_path}/a/2.jpg"]
+    assert names("a/2.jpg", f"{tmp_path}/a/2.jpg", "c d/../a/2.jpg", "./a/2.jpg") == ["a/2.jpg"], "once"
     (tmp_path / "empty").mkdir()
     for pattern in ("nowhere.jpg", "*.gif", "empty"):
         with pytest.raises(FileNotFoundError, match=pattern.replace("*", r"\*")):
             find_images([pattern])
+
+
+@pytest.mark.parametrize(("pattern", "sentence"), [("", "empty name"), ("/dev/null", "neither a file nor")])
+def test_names_that_cannot_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, sentence: str
+) -> None:
+    (tmp_path / "image.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        find_images([pattern, "image.jpg"])
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:

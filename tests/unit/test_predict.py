@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from mmcv import Config, ConfigDict
 from PIL import ExifTags, Image
 from pycocotools.coco import COCO
@@ -21,8 +25,9 @@ from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import predict as predict_dataset
 from dfvt.engine.infer import build_bare_detector, load_detector
 from dfvt.engine.loaders import require_color_type, steps_of
-from dfvt.engine.predict import Predictor, predict_files
+from dfvt.engine.predict import Prediction, Predictor, predict_files
 from dfvt.engine.support import check_supported
+from dfvt.reports.predictions import PredictionFiles, earlier_pictures, picture_names, same_file_key
 
 CPU = torch.device("cpu")
 
@@ -274,11 +279,194 @@ def test_files_of_one_name_have_pictures_of_their_own(
 
 
 @pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.jpg", "b.png"], ["a.jpg", "b.jpg"]),
+        (["cam1/a.jpg", "cam2/a.jpg", "cam3/b.jpg"], ["a-0001.jpg", "a-0002.jpg", "b.jpg"]),
+        (["cam1/a.jpg", "cam2/a.jpg", "cam3/a-0001.jpg"], ["a-0001-0001.jpg", "a-0002.jpg", "a-0001.jpg"]),
+        (["a-0001.jpg", "a.jpg", "A.jpg"], ["a-0001.jpg", "a-0002.jpg", "A-0003.jpg"]),
+        (["x/\u00e9.jpg", "y/e\u0301.jpg"], ["\u00e9-0001.jpg", "e\u0301-0002.jpg"]),
+        (["line\nbreak.jpg", "byte\udcff.jpg", "12:30?.jpg"], ["line_break.jpg", "byte_.jpg", "12_30_.jpg"]),
+        (["\u20ac" * 83 + ".jpg"], ["\u20ac" * 66 + ".jpg"]),
+        (["x" * 255, "x" * 254], ["x" * 200 + "-0001.jpg", "x" * 200 + "-0002.jpg"]),
+    ],
+)
+def test_pictures_have_names_of_their_own(paths: list[str], names: list[str]) -> None:
+    assert picture_names([Path(path) for path in paths]) == names
+
+
+LETTERS = st.sampled_from(["a", "A", "-", "0001", "0002", "ss", "\u00df", "\n", "\udcff", ".", "?"])
+
+
+@given(st.lists(st.lists(LETTERS, min_size=1, max_size=4).map("".join), max_size=8))
+def test_no_two_pictures_have_one_name(stems: list[str]) -> None:
+    paths = [Path(str(number), f"{stem}.jpg") for number, stem in enumerate(stems)]
+    names = picture_names(paths)
+    assert len(set(map(same_file_key, names))) == len(paths)
+    assert all(name.isprintable() and len(name.encode()) < 256 for name in names)
+
+
+def test_names_of_many_pictures_take_no_time() -> None:
+    paths = [Path(f"camera{number}", "frame.jpg") for number in range(30_000)]
+    begin = time.process_time()
+    assert len(set(picture_names(paths))) == 30_000
+    assert time.process_time() - begin < 4, "quadratic in the number of images: that took 10 s and more"
+
+
+def test_a_picture_does_not_replace_another(
+    config_file: str, checkpoint: Path, shapes: DatasetManifest, tmp_path: Path
+) -> None:
+    image = next(shapes.val_images_path.iterdir())
+    images = ["cam1/a.jpg", "cam2/a.jpg", "cam3/a-0001.jpg", "cam4/caf\udce9\n.jpg"]
+    for name in images:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(image.read_bytes())
+    out = tmp_path / "found"
+    arguments = ["predict", config_file, str(checkpoint), *(str(tmp_path / name) for name in images)]
+    assert main([*arguments, "--out", str(out), "--gpus", "0"]) == 0
+    content = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    pictures = [entry["picture"] for entry in content["images"]]
+    assert len({(out / picture).read_bytes() for picture in pictures}) == 1, "they show the same image"
+    assert sorted(pictures) == sorted(f"pictures/{path.name}" for path in (out / "pictures").iterdir())
+    assert len(pictures) == 4
+    assert content["images"][3]["file_name"].endswith("caf\\xe9\n.jpg"), "JSON holds text alone"
+    look = ["data", "browse", ".", "--annotations", str(out / "predictions.json"), "--images", "."]
+    assert main([*look, "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_predict_takes_no_picture_of_its_own_and_draws_over_no_image(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = next(shapes.val_images_path.iterdir()).read_bytes()
+    for name in ("photos/a.jpg", "pictures/b.jpg"):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(content)
+    predict = ["predict", config_file, str(checkpoint)]
+    for _ in range(2):  # the second finds the pictures of the first
+        assert main([*predict, "photos", "--out", "photos", "--gpus", "0"]) == 0
+        images = json.loads(Path("photos/predictions.json").read_text(encoding="utf-8"))["images"]
+        assert [entry["file_name"] for entry in images] == ["photos/a.jpg"]
+        assert [path.name for path in Path("photos/pictures").iterdir()] == ["a.jpg"]
+    assert "1 pictures in photos/pictures are left out" in capsys.readouterr().err
+    for images, sentence in (
+        (["photos/pictures/a.jpg", "--out", "photos"], "all images are pictures that predict wrote"),
+        (["pictures", "--out", "."], "pictures/b.jpg lies where predict writes its pictures"),
+    ):
+        assert main([*predict, *images]) == 2
+        assert sentence in capsys.readouterr().err
+    Path("b.jpg").write_bytes(content)
+    assert main([*predict, "b.jpg", "--out", "."]) == 2
+    assert "pictures/b.jpg was not written by predict" in capsys.readouterr().err
+    assert Path("pictures/b.jpg").read_bytes() == content and not Path("predictions.json").exists()
+
+
+def test_an_interrupted_predict_leaves_what_was_there(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "found"
+    first, second, *_ = sorted(shapes.val_images_path.iterdir())
+    predict, into = ["predict", config_file, str(checkpoint)], ["--out", str(out), "--gpus", "0"]
+    assert main([*predict, str(first), *into]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionFiles, "add", interrupt)
+        assert main([*predict, str(second), *into]) == 130
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert main([*predict, str(second), *into, "--no-pictures"]) == 0
+    assert [path.name for path in out.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "{}",
+        '{"images": [1]}',
+        '{"images": [{"picture": 7}]}',
+        '{"images": null}',
+        "\x00",
+        "[" * 100_000,
+    ],
+)
+def test_other_files_are_not_taken_for_predictions(tmp_path: Path, content: str) -> None:
+    (tmp_path / "predictions.json").write_text(content)
+    with pytest.raises(ValueError, match="was not written by predict: choose another --out"):
+        earlier_pictures(tmp_path / "predictions.json")
+
+
+def test_pictures_elsewhere_are_not_removed(tmp_path: Path) -> None:
+    names = ["pictures/a.jpg", "../../b.jpg", "..", "", "/etc/c.jpg"]
+    content = {"images": [{"picture": name} for name in names]}
+    (tmp_path / "predictions.json").write_text(json.dumps(content))
+    assert earlier_pictures(tmp_path / "predictions.json") == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_predictions_without_masks_or_objects_can_be_browsed(shapes: DatasetManifest, tmp_path: Path) -> None:
+    images = sorted(shapes.val_images_path.iterdir())
+    files = PredictionFiles(("disk", "box"), 0.3)
+    boxes = np.array([[5, 5, 20, 25], [30, 10, 60, 50]], np.float32)
+    sure, unsure = np.array([0.9, 0.4], np.float32), np.array([0.2, 0.1], np.float32)
+    for image, scores in zip(images, (sure, unsure), strict=False):
+        files.add(image.name, Prediction(64, 80, boxes, np.array([0, 1]), scores, None))
+    files.save(tmp_path / "predictions.json")
+    look = ["data", "browse", str(shapes.val_images_path), "--images", "."]
+    look += ["--annotations", str(tmp_path / "predictions.json"), "--out", str(tmp_path / "page.html")]
+    assert main(look) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == page.count("<rect") == 2
+    assert "nothing annotated" in page and "has no polygon" not in page
+
+
+def test_predictions_on_no_image_cannot_be_browsed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PredictionFiles(("disk",), 0.3).save(tmp_path / "predictions.json")
+    look = ["data", "browse", str(tmp_path), "--annotations", "predictions.json", "--images", "."]
+    assert main([*look, "--out", str(tmp_path / "page.html")]) == 2
+    assert capsys.readouterr().err == f"dfvt: {tmp_path}/predictions.json lists no images\n"
+
+
+def test_an_image_of_which_the_pipeline_leaves_nothing_is_named(
+    config_file: str,
+    checkpoint: Path,
+    shapes: DatasetManifest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thin, good = tmp_path / "thin.png", next(shapes.val_images_path.iterdir())
+    Image.fromarray(np.zeros((9_000, 1, 3), np.uint8)).save(thin)
+    arguments = ["predict", config_file, str(checkpoint), str(thin), str(good), "--gpus", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "found")]) == 2
+    err = capsys.readouterr().err
+    assert f"{thin}: the config's test pipeline cannot take an image of 1×9000 pixels" in err
+    images = json.loads((tmp_path / "found/predictions.json").read_text(encoding="utf-8"))["images"]
+    assert [entry["file_name"] for entry in images] == [str(good)]
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["absent.jpg", "--out", "found"], "there is no file absent.jpg"),
         (["image.jpg"], "--out DIR is missing"),
         (["image.jpg", "--out", "found", "--batch", "0"], "--batch 0 is below 1"),
+        (["", "--out", "found"], "an image has an empty name"),
+        (["image.jpg", os.devnull, "--out", "found"], "/dev/null is neither a file nor a folder"),
+        (["image.jpg", "--out", "image.jpg"], "image.jpg is not a folder: choose another place"),
+        (["image.jpg", "--out", "image.jpg/found"], "image.jpg is not a folder: choose another place"),
     ],
 )
 def test_mistakes_are_one_sentence(
