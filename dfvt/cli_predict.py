@@ -251,6 +251,7 @@ def _predict_into(
     """Predict and write; files have their names when all are complete. Returns the exit code."""
     from tqdm import tqdm
 
+    from dfvt.data.images import read_picture
     from dfvt.engine.predict import predict_files
     from dfvt.reports.predictions import PredictionFiles, draw_prediction, replace_pictures
 

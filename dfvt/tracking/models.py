@@ -29,6 +29,8 @@ SIGNATURE = ModelSignature(
     params=ParamSchema([ParamSpec("score", DataType.double, 0.0)]),
 )
 
+MODEL_CONFIG = {"read_paths": False}  # what may be chosen when a model is loaded, and the defaults
+
 
 def log_model(
     recorder: RunRecorder,
@@ -59,6 +61,7 @@ def log_model(
             loader_module=loader_module,
             data_path=str(data),
             code_paths=[str(code)],
+            model_config=MODEL_CONFIG,
             signature=SIGNATURE,
             input_example=[example.read_bytes()],
             pip_requirements=str(requirements),

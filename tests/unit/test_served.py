@@ -6,14 +6,17 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow.pyfunc
 import numpy as np
@@ -30,7 +33,7 @@ from dfvt.cli import main
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector, load_detector
-from dfvt.engine.served import ServedDetector
+from dfvt.engine.served import ServedDetector, _load_pyfunc
 from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.models import log_model, register_model
 
@@ -80,7 +83,7 @@ def assert_found(answer: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_paths_bytes_base64_and_pixels(detector: Path, expected: dict[Path, dict[str, Any]]) -> None:
-    served = ServedDetector(detector)
+    served = ServedDetector(detector, read_paths=True)
     path, found = next(iter(expected.items()))
     content = path.read_bytes()
     text = base64.b64encode(content).decode()
@@ -108,14 +111,43 @@ def too_large() -> bytes:
     return file.getvalue()
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else [0]
+
+
 BROKEN = [
     (b"", "it is empty"),
     (b"no image", "it is no image that can be read"),
-    ("no such file.jpg", "it is neither the path of a file nor base64"),
+    ("no such file.jpg", "it is not base64"),
+    ("\N{EURO SIGN}", "it is not base64"),
+    ("a\0b", "it is not base64"),
+    ("", "it is empty"),
     ("x" * 10_000, "it is"),
     (too_large(), "it has 12000×12000 pixels, more than 100,000,000"),
     (7, "int is no image"),
+    (None, "NoneType is no image"),
+    ({"image": 1}, "dict is no image"),
     (np.zeros((2, 2), np.float64), "an array of float64 is no image"),
+    (Path("absent.jpg"), "absent.jpg does not exist"),
+    ([], r"an array of the shape (0,) is no image"),
+    ([[]], r"an array of the shape (1, 0, 1) is no image"),
+    ([1, 2, 3], "an array of the shape (3,) is no image"),
+    ([[[[0, 0]]]], "an array of the shape (1, 1, 1, 2) is no image"),
+    ([[0, 300]], "its pixels are not whole numbers from 0 to 255: 300 is one of them"),
+    ([[0, -1]], "its pixels are not whole numbers from 0 to 255: -1 is one of them"),
+    ([[0, 0.5]], "its pixels are not whole numbers from 0 to 255: 0.5 is one of them"),
+    ([[0, float("nan")]], "its pixels are not whole numbers from 0 to 255: nan is one of them"),
+    ([[0, float("inf")]], "its pixels are not whole numbers from 0 to 255: inf is one of them"),
+    ([[0, 2**80]], "its pixels are not"),
+    ([[-1, 2**63]], "its pixels are not"),
+    ([[0, None]], "its pixels are not numbers"),
+    ([[0, "1"]], "its pixels are not numbers"),
+    ([[True, False]], "its pixels are not numbers"),
+    ([[0, {}]], "its pixels are not numbers"),
+    ([[0, 1], [2]], "its pixels are not rows of one length"),
+    (nested(100), "its pixels are not"),
+    ([[0, 0, 0]] * 80, "its shape (80, 3) is that of one row of pixels: send pixels as dataframe_split"),
+    (np.zeros((9_000, 1), np.uint8), "the config's test pipeline cannot take an image of 1×9000 pixels"),
 ]
 
 
@@ -124,9 +156,107 @@ def test_what_is_no_image_is_a_sentence_beside_the_others(
 ) -> None:
     path, found = next(iter(expected.items()))
     answers = ServedDetector(detector).predict([*(image for image, _ in BROKEN), path])
-    for answer, (_, sentence) in zip(answers, BROKEN, strict=False):
-        assert sentence in answer["error"] and answer["boxes"] is None
+    assert len(answers) == len(BROKEN) + 1
+    for answer, (image, sentence) in zip(answers, BROKEN, strict=False):
+        assert sentence in answer["error"], repr(image)[:80]
+        assert answer["boxes"] is None and "\n" not in answer["error"]
     assert_found(answers[-1], found)
+
+
+def test_whole_floats_are_pixels_and_base64_may_have_lines(
+    detector: Path, expected: dict[Path, dict[str, Any]]
+) -> None:
+    path, found = next(iter(expected.items()))
+    floats = np.asarray(Image.open(path)).astype(float).tolist()
+    for image in (floats, base64.encodebytes(path.read_bytes()).decode()):
+        (answer,) = ServedDetector(detector).predict([image])
+        assert_found(answer, found)
+
+
+def test_an_array_of_one_image_is_not_taken_for_its_rows(
+    detector: Path, expected: dict[Path, dict[str, Any]]
+) -> None:
+    path, found = next(iter(expected.items()))
+    pixels = np.asarray(Image.open(path))
+    (answer,) = ServedDetector(detector).predict(pixels)
+    assert_found(answer, found)
+    (grey,) = ServedDetector(detector).predict(pixels[..., 0])
+    assert (grey["height"], grey["width"]) == (64, 80)
+    assert ServedDetector(detector).predict(pd.DataFrame()) == []
+    for nothing in (None, 7, {"image": 1}):
+        with pytest.raises(ValueError, match="cannot hold images"):
+            ServedDetector(detector).predict(nothing)
+
+
+def test_a_text_says_nothing_about_the_files_of_a_server(
+    detector: Path, expected: dict[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    image, found = next(iter(expected.items()))
+    (tmp_path / "secret.txt").write_text("secret")
+    texts = [str(tmp_path / name) for name in ("absent.txt", "secret.txt")] + [str(image), str(tmp_path)]
+    answers = ServedDetector(detector).predict(texts)
+    assert len({answer["error"] for answer in answers}) == 1 and answers[0]["error"]
+    assert all("secret" not in answer["error"] for answer in answers)
+    (answer,) = _load_pyfunc(str(detector), {"read_paths": True}).predict([str(image)])
+    assert_found(answer, found)
+    (answer,) = _load_pyfunc(str(detector)).predict([image])
+    assert_found(answer, found)  # no request can contain a pathlib.Path
+    with pytest.raises(ValueError, match="use true or false"):
+        _load_pyfunc(str(detector), {"read_paths": "no"})
+
+
+def test_a_device_without_memory_is_the_error_of_one_image(
+    detector: Path, expected: dict[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, found = next(iter(expected.items()))
+    served = ServedDetector(detector)
+    errors = iter([torch.OutOfMemoryError("CUDA out of memory"), None])
+    predictor = served.predictor
+
+    def predict_on(images: Any) -> Any:
+        error = next(errors)
+        if error:
+            raise error
+        return predictor(images)
+
+    monkeypatch.setattr(served, "predictor", predict_on)
+    predict_on.classes = predictor.classes  # type: ignore[attr-defined]
+    first, second = served.predict([path, path])
+    assert first["error"] == "there is no memory left for it"
+    assert_found(second, found)
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Keeps what is sent to it."""
+
+    bodies: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_command_of_the_readme_sends_a_large_photo(tmp_path: Path) -> None:
+    (command,) = re.findall(
+        r"^\{ printf .*\n +curl .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
+    )
+    photo = np.random.default_rng(0).bytes(400_000)  # in one argument, 96 kB is the most
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    with server, ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(server.serve_forever, 0.05)
+        address = f"127.0.0.1:{server.server_port}"
+        script = command.replace("127.0.0.1:5001", address)
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, check=False)
+        server.shutdown()
+        serving.result()
+    assert done.returncode == 0, done.stderr
+    (text,) = json.loads(Recorder.bodies.pop())["inputs"]
+    assert base64.b64decode(text, validate=True) == photo
 
 
 @pytest.fixture
@@ -180,9 +310,16 @@ def test_the_best_version_is_the_champion_and_loads(
     model = mlflow.pyfunc.load_model("models:/dfvt-mini-abc@champion")
     assert model.metadata.signature is not None
     path, found = next(iter(expected.items()))
+    assert "it is not base64" in model.predict([str(path)])[0]["error"]
+    assert_found(model.predict([path])[0], found)
+    model = mlflow.pyfunc.load_model("models:/dfvt-mini-abc@champion", model_config={"read_paths": True})
     for images in ([str(path)], [path.read_bytes()], pd.Series([np.asarray(Image.open(path))])):
         (answer,) = model.predict(images)
         assert_found(answer, found)
+    monkeypatch.setenv(
+        "MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"read_paths": true}'
+    )  # of a server, as in the README
+    assert_found(mlflow.pyfunc.load_model("models:/dfvt-mini-abc/1").predict([str(path)])[0], found)
     requirements = mlflow.pyfunc.get_model_dependencies("models:/dfvt-mini-abc@champion")
     assert "mmdet==2.28.2" in Path(requirements).read_text()
 
@@ -270,10 +407,20 @@ def test_it_is_served_over_http_and_bad_input_does_not_end_it(
     table = ask({"dataframe_split": split, "params": {"score": 1.0}})
     assert [one["boxes"] for one in table.json()["predictions"]] == [[]] * len(texts)
 
+    path, found = next(iter(expected.items()))
+    (refused,) = ask({"inputs": [str(path)]}).json()["predictions"]
+    assert "it is not base64" in refused["error"]
+    pixels = np.asarray(Image.open(path)).tolist()
+    table = ask({"dataframe_split": {"columns": ["image"], "data": [[pixels], [[[300]]]]}}).json()[
+        "predictions"
+    ]
+    assert_found(table[0], found)
+    assert "300 is one of them" in table[1]["error"]
+    (row,) = ask({"inputs": [pixels]}).json()["predictions"]  # MLflow hands over the first row alone
+    assert "its shape (80, 3) is that of one row of pixels" in row["error"]
     broken = [base64.b64encode(image).decode() for image, _ in BROKEN if isinstance(image, bytes) and image]
     for one in ask({"inputs": [*broken, "§"]}).json()["predictions"]:
         assert one["error"] and "\n" not in one["error"]
     for body in ({}, {"inputs": None}, {"nonsense": [1]}, {"dataframe_split": {"columns": [], "data": []}}):
         assert ask(body).status_code >= 400, body
-    path, found = next(iter(expected.items()))
     assert_found(ask({"inputs": [texts[path]]}).json()["predictions"][0], found)
