@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +48,24 @@ def _folder_command(commands: _SubParsersAction, name: str, summary: str) -> Arg
         "folder",
         type=Path,
         metavar="DIR",
-        help="holds annotations/instances_NAME.json and the folders NAME of images",
+        help="holds annotations/instances_NAME.json and the folders NAME or images/NAME of images",
     )
-    made.add_argument("--annotations", type=Path, metavar="FILE", help="one annotation file elsewhere in DIR")
-    made.add_argument("--images", type=Path, metavar="FOLDER", help="the folder of its images in DIR")
+    made.add_argument(
+        "--annotations",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an annotation file in DIR, in another layout; once for each split",
+    )
+    made.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="the folder in DIR of its images; once for each file of --annotations, in the same order",
+    )
     made.add_argument("--debug", action="store_true", help="show where an error comes from")
     return made
 
@@ -57,12 +73,22 @@ def _folder_command(commands: _SubParsersAction, name: str, summary: str) -> Arg
 def _splits(options: Namespace) -> dict[str, SplitFiles]:
     from dfvt.data.coco import SplitFiles, find_splits
 
-    if (options.annotations is None) != (options.images is None):
-        raise ValueError("--annotations and --images belong together: give both or none")
-    if options.annotations is None:
+    files, folders = options.annotations, options.images
+    if len(files) != len(folders):
+        raise ValueError(
+            f"--annotations is given {len(files)} times and --images {len(folders)} times: "
+            "they belong together, give each file its folder"
+        )
+    if not files:
         return find_splits(options.folder)
-    annotations = options.folder / options.annotations
-    return {annotations.stem: SplitFiles(annotations, options.folder / options.images)}
+    stems = Counter(file.stem for file in files)
+    splits: dict[str, SplitFiles] = {}
+    for file, folder in zip(files, folders, strict=True):
+        name = file.stem if stems[file.stem] == 1 else str(file)
+        if name in splits:
+            raise ValueError(f"--annotations {file} is given twice: name each file once")
+        splits[name] = SplitFiles(options.folder / file, options.folder / folder)
+    return splits
 
 
 def _check(options: Namespace) -> int:
@@ -70,9 +96,12 @@ def _check(options: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from dfvt.data.files import require_folder, write_whole
     from dfvt.data.validation import check_splits
     from dfvt.reports.dataset import count_rows, save_dataset_page, verdict_of
 
+    if options.out:
+        require_folder(options.out)
     report = check_splits(
         _splits(options), decode_images=not options.headers_only, color_type=options.color_type
     )
@@ -86,9 +115,8 @@ def _check(options: Namespace) -> int:
         for line in lines:
             print(f"{kind}: {line}")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = report.model_dump_json(indent=2) + "\n"
-        (options.out / "validation.json").write_text(text, encoding="utf-8")
+        # not pydantic's own JSON, which refuses names of files that are not UTF-8
+        write_whole(options.out / "validation.json", json.dumps(report.model_dump(), indent=2) + "\n")
         save_dataset_page(report, str(options.folder), options.out / "validation.html")
     verdict = f"{options.folder}: {verdict_of(report)}"
     if report.problems:
@@ -99,6 +127,7 @@ def _check(options: Namespace) -> int:
 
 
 def _browse(options: Namespace) -> None:
+    from dfvt.data.files import require_folder
     from dfvt.reports.browse import save_browse_page
 
     if options.num < 1:
@@ -107,7 +136,10 @@ def _browse(options: Namespace) -> None:
     name = options.split or next(iter(splits))
     if name not in splits:
         raise ValueError(f"{options.folder} has no split {name!r}: it has {', '.join(splits)}")
-    out = options.out or Path(f"browse-{name}.html")
+    out = options.out or Path(f"browse-{name.replace('/', '-')}.html")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out} is no file: name one for the page")
+    require_folder(out.parent)
     save_browse_page(
         splits[name],
         out,

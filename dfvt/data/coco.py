@@ -7,6 +7,7 @@ import errno
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import msgspec
 from dfvt.data.manifest import DatasetManifest
 
 SPLITS = ("train", "val")
+MAX_ID = 2**53  # of images and categories: evaluation compares them as 64-bit floats
+MAX_ANNOTATION_ID = 2**63 - 1
 
 
 class CocoImage(msgspec.Struct, frozen=True, gc=False):
@@ -26,14 +29,18 @@ class CocoImage(msgspec.Struct, frozen=True, gc=False):
     width: int
 
 
+NO_OUTLINE = msgspec.Raw(b"null")
+
+
 class CocoAnnotation(msgspec.Struct, frozen=True, gc=False):
     id: int
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]  # x, y, width, height in pixels
     area: float
-    segmentation: msgspec.Raw  # see dfvt.data.outlines: as Python's numbers, COCO's take gigabytes
     iscrowd: int
+    # As Python's numbers, COCO's take gigabytes: see dfvt.data.outlines. A detector without masks has none.
+    segmentation: msgspec.Raw = NO_OUTLINE
 
 
 class CocoCategory(msgspec.Struct, frozen=True, gc=False):
@@ -157,6 +164,19 @@ def class_names_of(content: CocoFile, path: Path) -> dict[int, str]:
     return dict(pairs)
 
 
+def ids_not_evaluated(
+    images: Iterable[int], annotations: Iterable[int], categories: Iterable[int]
+) -> Iterator[str]:
+    """Name the ids with which COCO's evaluation gives wrong numbers, without an error.
+
+    faster-coco-eval keeps ids of images and categories as 64-bit floats, so that several above 2⁵³ become
+    one. It keeps ids of annotations as 64-bit integers, and takes those below 1 for "no object matches".
+    """
+    for kind, ids in (("image", images), ("category", categories)):
+        yield from (f"{kind} {number}" for number in ids if not -MAX_ID <= number <= MAX_ID)
+    yield from (f"annotation {number}" for number in annotations if not 0 <= number <= MAX_ANNOTATION_ID)
+
+
 @dataclass(frozen=True)
 class SplitFiles:
     """Where a split lies: its annotation file, and the folder of its images."""
@@ -166,7 +186,9 @@ class SplitFiles:
 
 
 def find_splits(root: Path) -> dict[str, SplitFiles]:
-    """The splits of a folder in COCO layout, `annotations/instances_NAME.json` with `NAME/`, trainings first.
+    """List the splits of a folder in COCO layout, trainings first.
+
+    A split is `annotations/instances_NAME.json` with the images in `NAME/` or `images/NAME/`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -174,17 +196,20 @@ def find_splits(root: Path) -> dict[str, SplitFiles]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a directory: name the folder of a data set in COCO layout.")
-    found = {}
+    splits = {}
     for path in root.glob("annotations/instances_*.json"):
         name = path.stem.removeprefix("instances_")
-        if (root / name).is_dir():
-            found[name] = SplitFiles(path, root / name)
-    if not found:
+        if not name:
+            continue
+        folder = next((folder for folder in (root / name, root / "images" / name) if folder.is_dir()), None)
+        if folder:
+            splits[name] = SplitFiles(path, folder)
+    if not splits:
         raise ValueError(
-            f"{root} has no annotations/instances_NAME.json with a folder NAME of images: "
+            f"{root} has no annotations/instances_NAME.json with a folder NAME or images/NAME: "
             "name them with --annotations and --images."
         )
-    return {name: found[name] for name in sorted(found, key=lambda name: ("train" not in name, name))}
+    return {name: splits[name] for name in sorted(splits, key=lambda name: ("train" not in name, name))}
 
 
 def _require_images(split: str, names: list[str], folder: Path, annotation_file: Path) -> None:

@@ -19,6 +19,7 @@ from dfvt.data.coco import (
     SplitFiles,
     class_names_of,
     digest,
+    ids_not_evaluated,
     is_there,
     read_annotations,
 )
@@ -30,6 +31,7 @@ from dfvt.data.outlines import Box, Fault, judge_outline
 SMALL, MEDIUM = 32**2, 96**2  # where COCO's classes of area begin and end, in pixels
 LARGEST_SIDE = 65_535  # of a JPEG, in pixels
 NOT_TRAINED_ON = re.compile("val|test", re.IGNORECASE)  # in the name of a split
+COCO_CLASSES = ("person", "toothbrush", 80)  # the first and the last by their ids, and how many
 OFFICIAL = {  # images and annotations; source: https://cocodataset.org
     "instances_train2017.json": (118_287, 860_001),
     "instances_val2017.json": (5_000, 36_781),
@@ -76,6 +78,7 @@ class SplitReport(BaseModel):
     wrong_crowd_flags: Finding
     duplicate_ids: Finding
     zero_ids: Finding
+    unevaluated_ids: Finding
     repeated_images: Finding
     names_outside: Finding
     boxes_outside_image: Finding
@@ -135,6 +138,11 @@ _PROBLEMS = {
     "wrong_crowd_flags": ("annotations whose iscrowd is neither 0 nor 1", "correct it"),
     "duplicate_ids": ("ids that are used more than once", "number them anew"),
     "zero_ids": ("annotations with the id 0, which COCO's evaluation takes for none", "number them from 1"),
+    "unevaluated_ids": (
+        "ids that COCO's evaluation cannot hold, which are those of images and categories above 2⁵³, and of "
+        "annotations below 0 or above 2⁶³",
+        "number them from 1",
+    ),
 }
 _WARNINGS = {
     "boxes_outside_image": "annotations with a box that reaches out of the image",
@@ -170,12 +178,18 @@ def validate_dataset(
         "train": SplitFiles(root / manifest.train_annotations, root / manifest.train_images),
         "val": SplitFiles(root / manifest.val_annotations, root / manifest.val_images),
     }
-    report = check_splits(splits, decode_images=decode_images, color_type=color_type)
+    report = check_splits(
+        splits, decode_images=decode_images, color_type=color_type, is_coco=manifest.name == "coco2017"
+    )
     return DatasetReport(name=manifest.name, data_hash=manifest.data_hash, **dict(report))
 
 
 def check_splits(
-    splits: Mapping[str, SplitFiles], *, decode_images: bool = True, color_type: str = "color"
+    splits: Mapping[str, SplitFiles],
+    *,
+    decode_images: bool = True,
+    color_type: str = "color",
+    is_coco: bool = False,
 ) -> IntegrityReport:
     """Check annotations and images, and that the splits are of one data set and have no images in common.
 
@@ -183,6 +197,7 @@ def check_splits(
         splits: by name.
         decode_images: decode every image (JPEG at an eighth of its size), not only its header.
         color_type: how the configs' `LoadImageFromFile` decodes, one of `dfvt.data.decoding.FLAGS`.
+        is_coco: the user says that this is COCO 2017, so its counts are compared with the official ones.
 
     Raises:
         FileNotFoundError: an annotation file is missing.
@@ -203,7 +218,8 @@ def check_splits(
         if classes != first[1]:
             problems.append(f"{files.annotations}: its categories are not those of {first[0]}: make them so.")
         reports[name] = check_split(content, files.images, decode_images=decode_images, color_type=color_type)
-        verdict = judge_split(files.annotations, reports[name], is_trained_on=not NOT_TRAINED_ON.search(name))
+        is_trained_on = not NOT_TRAINED_ON.search(name)
+        verdict = judge_split(files.annotations, reports[name], is_trained_on=is_trained_on, is_coco=is_coco)
         images = [files.images / image.file_name for image in content.images]
         del content  # it may be as large as a gigabyte
         found = list(_shared_images(before, images)) if before else []
@@ -222,8 +238,10 @@ def check_splits(
     )
 
 
-def judge_split(path: Path, report: SplitReport, *, is_trained_on: bool = True) -> Verdict:
-    """What the findings in the annotation file `path` come to, in sentences that name it."""
+def judge_split(
+    path: Path, report: SplitReport, *, is_trained_on: bool = True, is_coco: bool = False
+) -> Verdict:
+    """Turn the findings in the annotation file `path` into sentences that name it."""
     problems: list[str] = []
     warnings: list[str] = []
     for field, (what, remedy) in _PROBLEMS.items():
@@ -248,13 +266,26 @@ def judge_split(path: Path, report: SplitReport, *, is_trained_on: bool = True) 
         )
     else:
         warnings += _sentences(path, absent, "classes without objects")
-    found, official = (report.num_images, report.num_annotations), OFFICIAL.get(path.name)
-    if official and len(report.num_objects) == 80 and found != official:
-        warnings.append(
-            f"{path}: {found[0]:,} images and {found[1]:,} annotations, COCO 2017's own file has "
-            f"{official[0]:,} and {official[1]:,}."
-        )
+    warnings += _unlike_coco(path, report, is_coco=is_coco)
     return Verdict(problems=tuple(problems), warnings=tuple(warnings))
+
+
+def _unlike_coco(path: Path, report: SplitReport, *, is_coco: bool) -> list[str]:
+    """Compare the counts of a file that claims to be COCO 2017's own with the official ones.
+
+    A file claims it by its name and classes, and by having at least half of the images; or the user says it.
+    Files of a chosen part of COCO often keep the name: nobody takes 32 images for all of COCO.
+    """
+    official, classes = OFFICIAL.get(path.name), list(report.num_objects)
+    if official is None or (*classes[:1], *classes[-1:], len(classes)) != COCO_CLASSES:
+        return []
+    counts = (report.num_images, report.num_annotations)
+    if counts == official or not (is_coco or report.num_images >= official[0] / 2):
+        return []
+    return [
+        f"{path}: {counts[0]:,} images and {counts[1]:,} annotations, COCO 2017's own file has "
+        f"{official[0]:,} and {official[1]:,}."
+    ]
 
 
 def _sentences(path: Path, finding: Finding, what: str, remedy: str | None = None) -> list[str]:
@@ -304,6 +335,7 @@ def check_split(
         boxes_outside_image=found(lambda item: _is_outside(item.bbox, images.get(item.image_id))),
         untrained=found(lambda item: not item.iscrowd and _is_left_out(item, images.get(item.image_id))),
         zero_ids=found(lambda item: item.id == 0),
+        unevaluated_ids=Finding.of(ids_not_evaluated(images, (item.id for item in annotations), classes)),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mmcv import ConfigDict
 from mmdet.datasets import CocoDataset, build_dataset
 
+from dfvt.data.coco import ids_not_evaluated
 from dfvt.data.packed import PackedList
 from dfvt.engine.console import without_chatter
 from dfvt.engine.dataset_configs import INNER, sources_of
@@ -22,7 +23,8 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
     `classes`: two files of one data set could give the same label to different classes.
 
     Raises:
-        ValueError: the annotation file is damaged or lacks a class.
+        ValueError: the annotation file is damaged or lacks a class, or a test data set has ids that COCO's
+            evaluation cannot hold.
     """
     try:
         with without_chatter():
@@ -36,7 +38,9 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
         raise
     for part in coco_parts(dataset):
         number_labels_by_class(part)
-        if not test_mode:
+        if test_mode:
+            make_evaluable(part)
+        else:
             share_annotations(part)
     return dataset
 
@@ -83,6 +87,26 @@ def number_labels_by_class(dataset: CocoDataset) -> None:
         )
     dataset.cat_ids = [ids[name] for name in dataset.CLASSES]
     dataset.cat2label = {cat_id: label for label, cat_id in enumerate(dataset.cat_ids)}
+
+
+def make_evaluable(dataset: CocoDataset) -> None:
+    """Number annotations anew if COCO's evaluation would be wrong with their ids, which nobody else reads.
+
+    Raises:
+        ValueError: the ids of images or categories are too large for COCO's evaluation.
+    """
+    coco = dataset.coco
+    wrong = next(ids_not_evaluated(coco.imgs, (), coco.cats), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{dataset.ann_file} has the id of {wrong}, which COCO's evaluation cannot hold: "
+            "number images and categories from 1"
+        )
+    if 0 in coco.anns or any(ids_not_evaluated((), coco.anns, ())):
+        for number, annotation in enumerate(coco.dataset["annotations"], 1):
+            annotation["id"] = number
+        with without_chatter():
+            coco.createIndex()
 
 
 def require_num_classes(model: ConfigDict, classes: Sequence[str], section: str) -> None:

@@ -11,7 +11,15 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dfvt.data.coco import CocoAnnotation, CocoFile, CocoImage, SplitFiles, class_names_of, read_annotations
+from dfvt.data.coco import (
+    NO_OUTLINE,
+    CocoAnnotation,
+    CocoFile,
+    CocoImage,
+    SplitFiles,
+    class_names_of,
+    read_annotations,
+)
 from dfvt.data.images import read_picture
 from dfvt.data.outlines import RunLengths, is_polygon, judge_outline, read_outline
 from dfvt.reports import pages
@@ -39,7 +47,7 @@ def save_browse_page(
 
     Raises:
         FileNotFoundError: the annotation file is missing.
-        ValueError: it is not sound, has no such class, or no image has it.
+        ValueError: it is not sound, has no images or no such class, or no image has the class.
     """
     content = read_annotations(files.annotations)
     names = class_names_of(content, files.annotations)
@@ -51,6 +59,8 @@ def save_browse_page(
     for item in content.annotations:
         of_image[item.image_id].append(item)
     chosen = _choose(content, of_image, names, class_name, num_images, seed)
+    if not content.images:
+        raise ValueError(f"{files.annotations} lists no images")
     if not chosen:
         raise ValueError(f"no image of {files.annotations} has an object of class {class_name!r}")
     shown = [_picture(files.images, image, of_image[image.id], names) for image in chosen]
@@ -91,7 +101,8 @@ def _picture(
     numbers = {number: index for index, number in enumerate(names)}
     faults, shapes = [], []
     for item in sorted(items, key=lambda item: -item.area):
-        fault = judge_outline(item.segmentation, height, width).fault
+        has_outline = bytes(item.segmentation) != bytes(NO_OUTLINE)  # detectors may give boxes alone
+        fault = judge_outline(item.segmentation, height, width).fault if has_outline else None
         if fault:
             faults.append(f"annotation {item.id} has {fault.value}")
         shapes.append(
@@ -99,7 +110,7 @@ def _picture(
                 label=_label(item, names),
                 hint=f"{_label(item, names)}, annotation {item.id}, area {item.area:.0f}",
                 colour=CLASS_COLOURS[numbers.get(item.category_id, 0) % len(CLASS_COLOURS)],
-                outlines=[] if fault else _outlines(item),
+                outlines=_outlines(item) if has_outline and not fault else [],
                 bbox=item.bbox,
                 dashed=bool(item.iscrowd),
             )

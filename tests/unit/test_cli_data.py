@@ -5,6 +5,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -99,19 +100,79 @@ def test_any_split_is_found_and_a_single_file_can_be_named(
     assert re.search(r"images +8\b", capsys.readouterr().out)
 
 
+def test_several_files_of_another_layout_are_checked_together(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, annotations in (("train", TRAIN_JSON), ("val", VAL_JSON)):
+        shutil.copy(root / annotations, root / f"{split}2017" / "labels.json")
+    name = min(path.name for path in (root / "train2017").glob("*.jpg"))
+    shutil.copy(root / "train2017" / name, root / "val2017" / "again.jpg")
+    edit(root / "val2017/labels.json", lambda content: content["images"][0].update(file_name="again.jpg"))
+    pairs = [
+        ["--annotations", f"{split}2017/labels.json", "--images", f"{split}2017"]
+        for split in ("train", "val")
+    ]
+    assert main(["data", "check", *pairs[0], *pairs[1], str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "images with the content of one of another split (1, the first is again.jpg)" in out
+    assert "train2017/labels.json" in out and re.search(r"images +8 +3", out)
+    browse = ["data", "browse", str(root), *pairs[0], *pairs[1], "--split", "val2017/labels.json"]
+    assert main([*browse, "--out", str(root / "page.html")]) == 0
+
+
+def test_images_may_lie_in_a_folder_of_their_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "images").mkdir()
+    for split in ("train2017", "val2017"):
+        shutil.move(root / split, root / "images" / split)
+    assert main(["data", "check", str(root)]) == 0
+    assert re.search(r"images +8 +3", capsys.readouterr().out)
+
+
+def test_a_folder_whose_name_is_no_text(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "caf\udce9"
+    root.rename(folder)
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "report")]) == 0
+    assert "caf\\udce9" in (tmp_path / "report/validation.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report/validation.json").read_text(encoding="utf-8"))["problems"] == []
+    assert main(["data", "browse", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_browse_shows_whatever_ids_and_numbers_there_are(root: Path, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        image, *annotations = content["images"][0], *content["annotations"]
+        mine = [item for item in annotations if item["image_id"] == image["id"]]
+        image["id"] = 2**70
+        for number, item in enumerate(mine):
+            item.update(id=-(2**64) - number, image_id=2**70, score="high")
+        mine[0].update(bbox=[1e300, -1e300, 0, -5], area=-1e300, category_id=2**80)
+        mine[0].pop("segmentation")
+
+    edit(root / VAL_JSON, change)
+    out = tmp_path / "page.html"
+    assert main(["data", "browse", str(root), "--split", "val2017", "--out", str(out)]) == 0
+    assert f"unknown category {2**80}" in out.read_text(encoding="utf-8")
+    assert Tags(out).num["figure"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["check", "nowhere"], "nowhere is not a directory"),
-        (["check", "."], "has no annotations/instances_NAME.json with a folder NAME of images"),
-        (["check", "set", "--images", "val2017"], "--annotations and --images belong together"),
+        (["check", "."], "has no annotations/instances_NAME.json with a folder NAME or images/NAME"),
+        (["check", "set", "--images", "val2017"], "--annotations is given 0 times and --images 1 times"),
+        (
+            ["check", "set", *["--annotations", VAL_JSON] * 2, *["--images", "val2017"] * 2],
+            f"--annotations {VAL_JSON} is given twice",
+        ),
         (["check", "set", "--images", "x", "--annotations", "y.json"], "set/y.json is missing"),
         (["browse", "set", "--split", "test2017"], "has no split 'test2017': it has train2017, val2017"),
         (["browse", "set", "--class", "cube"], "has no class 'cube': it has disk, box, triangle, star"),
         (["browse", "set", "--num", "0"], "--num 0 is below 1"),
         (["browse", "set", "--out", "set"], "set is no file: name one for the page"),
         (["browse", "set", "--out", "/dev/null"], "/dev/null is no file"),
-        (["check", "set", "--out", "set/annotations/instances_val2017.json"], "File exists"),
+        (["browse", "set", "--out", f"set/{VAL_JSON}/page.html"], f"set/{VAL_JSON} is not a folder"),
+        (["check", "set", "--out", f"set/{VAL_JSON}"], f"set/{VAL_JSON} is not a folder"),
+        (["check", "set", "--out", f"set/{VAL_JSON}/report"], f"set/{VAL_JSON} is not a folder"),
         (["check", "set", "--annotations", VAL_JSON, "--images", "no"], "set/no is not a directory"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -17,8 +18,16 @@ from mmcv import ConfigDict
 from PIL import ExifTags, Image
 
 from dfvt.data.coco import describe_dataset, read_annotations
-from dfvt.data.validation import DatasetReport, check_split, judge_split, validate_dataset
+from dfvt.data.validation import (
+    DatasetReport,
+    Finding,
+    SplitReport,
+    check_split,
+    judge_split,
+    validate_dataset,
+)
 from dfvt.engine.datasets import build_coco_dataset
+from dfvt.engine.evaluate import evaluate_results
 from tests.unit.test_coco import TRAIN_JSON, VAL_JSON, describe, edit, pristine, root
 from tests.unit.test_images import png_of_size
 
@@ -84,6 +93,18 @@ def repeat_image_id(root: Path) -> None:
     edit(root / TRAIN_JSON, lambda content: content["images"][1].update(id=1))
 
 
+def large_image_id(root: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        number = content["images"][0]["id"]
+        for item, key in (
+            (content["images"][0], "id"),
+            *((item, "image_id") for item in content["annotations"]),
+        ):
+            item[key] = 2**53 + 1 if item[key] == number else item[key]
+
+    edit(root / TRAIN_JSON, change)
+
+
 @pytest.mark.parametrize(
     ("damage", "field", "example", "sentence"),
     [
@@ -111,6 +132,19 @@ def repeat_image_id(root: Path) -> None:
         (train_annotation(category_id=99), "unknown_category_ids", "100", "category id that is not listed"),
         (train_annotation(image_id=99), "unknown_image_ids", "100", "image id that is not listed"),
         (train_annotation(id=0), "zero_ids", "0", "with the id 0"),
+        (
+            train_annotation(id=-1),
+            "unevaluated_ids",
+            "annotation -1",
+            "ids that COCO's evaluation cannot hold",
+        ),
+        (
+            train_annotation(id=2**63),
+            "unevaluated_ids",
+            f"annotation {2**63}",
+            "which are those of images and",
+        ),
+        (large_image_id, "unevaluated_ids", f"image {2**53 + 1}", "ids that COCO's evaluation cannot hold"),
         (train_annotation(id=200), "duplicate_ids", "annotation 200", "ids that are used more than once"),
         (repeat_image_id, "duplicate_ids", "image 1", "ids that are used more than once"),
     ],
@@ -372,13 +406,15 @@ def test_sizes_and_crowds_are_counted(root: Path) -> None:
     assert report.num_crowd == 1
 
 
-def test_parts_of_coco_are_told_from_the_whole(root: Path) -> None:
+def test_data_that_the_user_calls_coco_are_compared_with_coco(root: Path) -> None:
+    names = ["person", *(f"class {number}" for number in range(78)), "toothbrush"]
     for path in (TRAIN_JSON, VAL_JSON):
-        names = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
-        edit(root / path, lambda content, names=names: content.update(categories=names))
-    warnings = validate_dataset(describe(root)).warnings
-    assert any("8 images and" in one and "has 118,287 and 860,001" in one for one in warnings)
-    assert any("3 images and" in one and "has 5,000 and 36,781" in one for one in warnings)
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+        edit(root / path, lambda content, given=categories: content.update(categories=given))
+    sentence = "8 images and 18 annotations, COCO 2017's own file has 118,287 and 860,001."
+    mine, coco = (describe(root).model_copy(update={"name": name}) for name in ("custom", "coco2017"))
+    assert not any(sentence in warning for warning in validate_dataset(mine).warnings)
+    assert any(sentence in warning for warning in validate_dataset(coco).warnings)
 
 
 json_values = st.recursive(
@@ -456,6 +492,98 @@ def test_what_is_called_good_can_be_trained_on(pristine: Path, data: st.DataObje
     for index in range(len(dataset)):
         sample = dataset[index]
         assert sample["img"].shape[:2] == (sample["gt_masks"].height, sample["gt_masks"].width)
+
+
+def with_ids(root: Path, images: int, annotations: int, categories: int) -> None:
+    """Moves all ids of the validation split."""
+
+    def change(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["id"] += images
+        for item in content["annotations"]:
+            item.update(id=item["id"] + annotations, image_id=item["image_id"] + images)
+            item["category_id"] += categories
+        for category in content["categories"]:
+            category["id"] += categories
+
+    edit(root / VAL_JSON, change)
+
+
+def evaluate_truth(root: Path) -> dict[str, float]:
+    """What an evaluation says of detections a pixel beside the truth."""
+    path = root / VAL_JSON
+    names = [category["name"] for category in json.loads(path.read_text())["categories"]]
+    cfg = {"type": "CocoDataset", "ann_file": str(path), "classes": names, "pipeline": []}
+    dataset = build_coco_dataset(ConfigDict(cfg), test_mode=True)
+    results = []
+    for index in range(len(dataset)):
+        truth = dataset.get_ann_info(index)
+        boxes = np.c_[truth["bboxes"] + 1, np.linspace(0.9, 0.3, len(truth["bboxes"]))].astype(np.float32)
+        results.append([boxes[truth["labels"] == label] for label in range(len(names))])
+    return evaluate_results(dataset, results).metrics
+
+
+def test_evaluation_is_right_with_all_ids_that_the_check_calls_sound(root: Path) -> None:
+    expected = evaluate_truth(root)
+    assert 0.2 < expected["bbox_mAP"] < 0.95
+    rng = random.Random(0)
+    limits = {"images": 2**53, "annotations": 2**63, "categories": 2**53}
+    offsets = [
+        {**dict.fromkeys(limits, 0), kind: sign * limit} for kind, limit in limits.items() for sign in (-1, 1)
+    ]
+    offsets += [{kind: sign * (limit - 10**7) for kind, limit in limits.items()} for sign in (-1, 1)]
+    offsets += [
+        {kind: rng.randint(-2 * limit, 2 * limit) for kind, limit in limits.items()} for _ in range(8)
+    ]
+    content, num_sound = (root / VAL_JSON).read_text(), 0
+    for offset in offsets:
+        (root / VAL_JSON).write_text(content)
+        with_ids(root, **offset)
+        read = read_annotations(root / VAL_JSON)
+        problems = judge_split(root / VAL_JSON, check_split(read, root / "val2017")).problems
+        try:
+            assert evaluate_truth(root) == expected, offset
+        except ValueError as error:
+            assert problems and "COCO's evaluation cannot hold: number images and categories from 1" in str(
+                error
+            )
+        num_sound += not problems
+    assert 0 < num_sound < len(offsets)
+
+
+def test_annotations_are_numbered_anew_where_their_ids_would_be_taken_for_none(root: Path) -> None:
+    expected = evaluate_truth(root)
+    first = min(item["id"] for item in json.loads((root / VAL_JSON).read_text())["annotations"])
+    for offset in (-first, -first - 5):  # from 0, as many exports do; below 0
+        with_ids(root, 0, offset, 0)
+        assert evaluate_truth(root) == expected
+        with_ids(root, 0, -offset, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "is_coco", "warned"),
+    [(32, False, False), (32, True, True), (4_999, False, True), (5_000, False, False)],
+)
+def test_counts_are_those_of_coco_where_the_data_claim_to_be_coco(
+    num_images: int, is_coco: bool, warned: bool
+) -> None:
+    classes = ["person", *(f"class {number}" for number in range(78)), "toothbrush"]
+    report = SplitReport.model_construct(
+        num_images=num_images,
+        num_annotations=36_781,
+        num_objects=dict.fromkeys(classes, 1),
+        **{
+            name: Finding.of([])
+            for name, field in SplitReport.model_fields.items()
+            if field.annotation is Finding
+        },
+    )
+    sentence = f"{num_images:,} images and 36,781 annotations, COCO 2017's own file has 5,000 and 36,781."
+    for name, of_name in (("instances_val2017.json", warned), ("mine.json", False)):
+        verdict = judge_split(Path(name), report, is_coco=is_coco)
+        assert verdict.warnings == ((f"{name}: {sentence}",) if of_name else ())
+    others = report.model_copy(update={"num_objects": {**report.num_objects, "mine": 1}})
+    assert judge_split(Path("instances_val2017.json"), others, is_coco=is_coco).warnings == ()
 
 
 @pytest.mark.skipif(not COCO128.is_dir(), reason=f"{COCO128} is absent (DFVT_COCO128 names another place)")
