@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 STATES = Path(".dfvt/train")  # not an output of the stage: DVC removes those before it runs a stage
+REMOVED = ".removed-"  # how the name of a state begins whose files are being removed
 OUTPUTS = ("config.py", "run.json", "curve.csv", "val.csv", "checkpoint.pth")
 
 
@@ -132,14 +134,35 @@ def open_run(
 
 
 def keep_outputs(state: Path, final: Path) -> None:
-    """Move what a finished training leaves to its place; the variant's resumable states are done with."""
+    """Put what a finished training leaves in its place, and remove the variant's resumable states.
+
+    The state stays whole until the results are in their place, so that the next start of the stage goes on
+    from it whenever this one is killed. A state loses its name before its files are removed: a part of a
+    state is never mistaken for one.
+
+    Args:
+        state: the folder of the training's state and results.
+        final: the folder that the results get, in place of an earlier one.
+    """
     finished = state / "finished"
-    finished.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(finished)  # of a start that was killed
+    finished.mkdir()
     for name in OUTPUTS:
-        (state / name).replace(finished / name)
+        link_or_copy(state / name, finished / name)
     replace_folder(finished, final)
+    for left in state.parent.glob(f"{REMOVED}{final.name}-*"):  # by a start that was killed
+        shutil.rmtree(left)
     for old in state.parent.glob(f"{final.name}-*"):
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(old.with_name(f"{REMOVED}{old.name}")))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 if __name__ == "__main__":
