@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -62,10 +63,40 @@ def parts_of(manifest: DatasetManifest) -> list[Path]:
     return [manifest.train_annotations, manifest.val_annotations, manifest.train_images, manifest.val_images]
 
 
-def last_changes(manifest: DatasetManifest) -> list[int]:
-    """When the files and folders of a data set changed last."""
-    paths = (manifest.root.absolute() / part for part in parts_of(manifest))
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+def last_changes(manifest: DatasetManifest) -> str:
+    """Return a hash of the size and the times of last change of every file of a data set.
+
+    The folders' own times are not enough: they stay the same when an image is written over in place. The
+    time of the last change of status (ctime) counts too, because `rsync` and `cp -p` set the other one back.
+    Asking for this takes about a second for the 123,000 files of COCO, where reading them takes minutes.
+
+    Returns:
+        64 hexadecimal digits; another value as soon as a file is added, removed, or changed.
+    """
+    seen = hashlib.sha256()
+    root = manifest.root.absolute()
+    for part in parts_of(manifest):
+        for path in every_file(root / part):
+            stat = path.stat()
+            seen.update(
+                f"{path}\0{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+    return seen.hexdigest()
+
+
+def every_file(path: Path) -> Iterator[Path]:
+    """Yield `path` itself, or the files in it and in its subfolders, in the order of their names."""
+    if not path.is_dir():
+        yield from [path] if path.exists() else []
+        return
+    visited: set[str] = set()
+    for folder, names, files in os.walk(path, followlinks=True):
+        visited.add(os.path.realpath(folder))
+        # a link to a folder above would have no end
+        names[:] = [name for name in sorted(names) if os.path.realpath(Path(folder, name)) not in visited]
+        yield from (file for name in sorted(files) if (file := Path(folder, name)).exists())
 
 
 def require_hash(manifest: DatasetManifest, root: Path, where: str) -> None:

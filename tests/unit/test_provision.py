@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,31 @@ def test_data_that_changed_are_refused(shapes: DatasetManifest, source: Path) ->
     next(manifest.train_images_path.iterdir()).unlink()
     with pytest.raises(FileNotFoundError, match="are missing in"):
         provide_dataset(manifest, None, print)
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_an_image_that_was_written_over_in_place_is_noticed(
+    shapes: DatasetManifest, source: Path, keeps_time: bool
+) -> None:
+    manifest = on_node(shapes, source)
+    provide_dataset(manifest, None, print)
+    image, other = sorted(manifest.train_images_path.iterdir())[:2]
+    before = image.stat()
+    with image.open("r+b") as file:
+        file.write(other.read_bytes())
+        file.truncate()
+    if keeps_time:  # as rsync --times does
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match="has other data in"):
+        provide_dataset(manifest, None, print)
+
+
+def test_links_to_nowhere_and_to_the_folder_itself_are_no_error(
+    shapes: DatasetManifest, source: Path
+) -> None:
+    (source / "train2017/old.jpg").symlink_to(source / "gone.jpg")
+    (source / "train2017/up").symlink_to(source / "train2017")
+    provide_dataset(on_node(shapes, source), None, print)
 
 
 def test_other_data_are_refused_and_left_alone(shapes: DatasetManifest, source: Path) -> None:
