@@ -40,7 +40,8 @@ def heartbeat(remote: StorageFolder) -> Iterator[None]:
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 write_beat(remote, name, number)
-            except ValueError as error:  # the storage is away for a moment, or was emptied
+            except Exception as error:  # the storage is away for a moment, or was emptied
+                # without this thread another machine would take the sweep for ended, and run it too
                 print(error, file=sys.stderr, flush=True)
 
     write_beat(remote, name, 0)

@@ -135,7 +135,7 @@ def run_training(
     workers = Workers()
     callbacks = [workers, *callbacks]
     training = threading.Thread(target=fit, daemon=True)
-    listening = threading.Thread(target=collect, args=(relayed, training, events), daemon=True)
+    listening = threading.Thread(target=collect, args=(relayed, training, events, failure), daemon=True)
     training.start()
     listening.start()
     ended, asked = False, False
@@ -165,10 +165,14 @@ def run_training(
         raise
     if stop:
         training.join(timeout=RELEASE_SECONDS)
-        if training.is_alive():
+        killed = training.is_alive()
+        if killed:
             workers.kill()
             training.join(timeout=RELEASE_SECONDS)
         if stop.is_set():
+            if failure and not killed:
+                for callback in callbacks:
+                    callback.on_warning(f"it failed while it was stopped: {explained(failure[0])}")
             return
     if not ended:
         training.join()
@@ -178,12 +182,20 @@ def run_training(
         raise explained(error) from error
 
 
-def collect(relayed: Queue, training: threading.Thread, events: SimpleQueue[Event]) -> None:
-    """Moves events into a queue of this process until the training's thread has ended."""
-    with suppress(RayError):  # the session is over: who ended it knows
-        while training.is_alive() or not relayed.empty():
-            with suppress(Empty):
-                events.put(relayed.get(timeout=0.5))
+def collect(
+    relayed: Queue, training: threading.Thread, events: SimpleQueue[Event], failure: list[BaseException]
+) -> None:
+    """Move events into a queue of this process until the training's thread has ended.
+
+    What else ends it goes into `failure`, for the calling thread to raise: nobody reads this thread's output.
+    """
+    try:
+        with suppress(RayError):  # the session is over: who ended it knows
+            while training.is_alive() or not relayed.empty():
+                with suppress(Empty):
+                    events.put(relayed.get(timeout=0.5))
+    except Exception as error:
+        failure.append(error)
 
 
 def scaling_of(job: TrainingJob) -> ScalingConfig:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,14 @@ STATES = "*.pth"
 
 
 class Uploads(Callback):
-    """Puts what a training writes where it is kept, in a thread of its own; a state after its curves.
+    """Put what a training writes where it is kept, in a thread of its own; a state after its curves.
 
-    A state that the storage does not take is no reason to end the training: the next one is tried. At the
-    end all must be there.
+    A failure to put a state is no reason to end the training: it is told to `say`, and the next state is
+    tried. At the end all files must be there.
+
+    Args:
+        mirror: the folder that the training writes to, and the storage that keeps its files.
+        say: takes a sentence for each failure.
     """
 
     def __init__(self, mirror: Mirror, say: Callable[[str], None]) -> None:
@@ -39,26 +43,41 @@ class Uploads(Callback):
         self.last: Future[None] | None = None
 
     def submit(self) -> Future[None]:
-        """Puts all files, after those that are under way; what only waits to be put, goes with them."""
+        """Put all files, after those that are under way; what only waits to be put, goes with them."""
         if self.last:
             self.last.cancel()
         self.last = self.thread.submit(self.put)
         return self.last
 
     def put(self) -> None:
+        """Put all files that there are now.
+
+        Raises:
+            Exception: what the storage or the disk refused. It is said here too: only the end of the
+                training waits for the result.
+        """
+        try:
+            self.put_all()
+        except ValueError as error:
+            self.say(f"{error}: the training goes on")
+            raise
+        except Exception as error:
+            self.say(
+                f"the state of the training cannot be put into {self.mirror.remote} "
+                f"({type(error).__name__}: {error}): the training goes on"
+            )
+            raise
+
+    def put_all(self) -> None:
         assert self.mirror.remote
         state = self.mirror.folder / STATE_FILE
         held = state.with_name(f".{STATE_FILE}")  # of now, whatever replaces it meanwhile
         held.unlink(missing_ok=True)
-        if state.is_file():  # a training that keeps none has its end alone
+        with suppress(FileNotFoundError):  # the training keeps none, or makes room for the next one
             os.link(state, held)
-        try:
-            self.mirror.put(TRAIN_FILE, VAL_FILE, BEST)
-            if held.is_file():
-                self.mirror.remote.put(held, STATE_FILE)
-        except ValueError as error:
-            self.say(f"{error}: the training goes on")
-            raise
+        self.mirror.put(TRAIN_FILE, VAL_FILE, BEST)
+        if held.is_file():
+            self.mirror.remote.put(held, STATE_FILE)
 
     def on_checkpoint(self, path: Path, step: int) -> None:
         self.submit()

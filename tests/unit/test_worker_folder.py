@@ -130,6 +130,64 @@ def test_a_state_that_the_storage_does_not_take_ends_no_training(
     assert said and all(line.endswith("the training goes on") for line in said)
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("a fault"), FileNotFoundError("gone")])
+def test_a_failed_upload_of_any_kind_is_told_and_fails_the_end(
+    remote: StorageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(self: StorageFolder, *_: object) -> None:
+        raise error
+
+    trial, said = remote / "trials/0001", list[str]()
+    with working_copy(tmp_path, trial, "first", said.append, rank=0, local_rank=0) as copy:
+        (upload,) = copy.uploads
+        (copy.folder / "latest.pth").write_bytes(b"new")
+        monkeypatch.setattr(StorageFolder, "put", fail)
+        upload.on_checkpoint(copy.folder / "latest.pth", 1)
+        with pytest.raises(type(error), match=str(error)):
+            upload.on_end(copy.folder / "checkpoint.pth")
+    assert said and all(str(error) in line and line.endswith("the training goes on") for line in said)
+
+
+def test_a_state_that_makes_room_for_the_next_one_is_no_failure(
+    remote: StorageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_room_first(source: Path, target: Path) -> None:
+        source.unlink()
+        raise FileNotFoundError(str(source))
+
+    trial = remote / "trials/0001"
+    with working_copy(tmp_path, trial, "first", pytest.fail, rank=0, local_rank=0) as copy:
+        (upload,) = copy.uploads
+        (copy.folder / "latest.pth").write_bytes(b"new")
+        (copy.folder / "curve.csv").write_text("step\n")
+        monkeypatch.setattr("os.link", make_room_first)
+        upload.on_checkpoint(copy.folder / "latest.pth", 1)
+    assert trial.read("curve.csv") == b"step\n"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), RuntimeError("a fault")])
+def test_a_beat_that_fails_in_any_way_is_told_and_the_next_one_comes(
+    remote: StorageFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    write, failed, beaten = StorageFolder.write, threading.Event(), threading.Event()
+
+    def write_once_away(self: StorageFolder, name: str, content: bytes) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            if not failed.is_set():
+                failed.set()
+                raise error
+            beaten.set()
+        write(self, name, content)
+
+    monkeypatch.setattr(StorageFolder, "write", write_once_away)
+    with heartbeat(remote):
+        assert beaten.wait(30)
+    assert str(error) in capsys.readouterr().err
+
+
 def test_a_training_that_keeps_no_state_gives_its_end(remote: StorageFolder, tmp_path: Path) -> None:
     trial = remote / "trials/0001"
     with working_copy(tmp_path, trial, "first", pytest.fail, rank=0, local_rank=0) as copy:
