@@ -31,6 +31,26 @@ ColorType = Literal[
 ]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+# What other programs call a key of ours; letters in common would not lead from one to the other.
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "lr0", "initial_lr"), "lr"),
+    **dict.fromkeys(("epochs", "max_epochs", "n_epochs", "num_train_epochs", "total_epochs"), "num_epochs"),
+    **dict.fromkeys(
+        ("bs", "batch", "samples_per_gpu", "imgs_per_gpu", "per_device_train_batch_size"), "batch_size"
+    ),
+    **dict.fromkeys(("random_seed", "random_state", "manual_seed"), "seed"),
+    **dict.fromkeys(("gpu", "cuda", "device"), "use_gpu"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc_per_node", "workers", "world_size"), "num_workers"),
+    **dict.fromkeys(("n_trials", "num_trials", "trials", "max_evals"), "num_samples"),
+    **dict.fromkeys(("concurrency", "n_jobs", "max_parallel", "max_concurrent"), "max_concurrent_trials"),
+    **dict.fromkeys(("search_space", "param_space", "parameters", "params"), "space"),
+    **dict.fromkeys(("search_alg", "searcher", "sampler", "method"), "algorithm"),
+    **dict.fromkeys(("pruner", "early_stopping", "early_terminate"), "scheduler"),
+    **dict.fromkeys(("direction", "goal"), "mode"),
+    **dict.fromkeys(("objective", "monitor", "target"), "metric"),
+    **dict.fromkeys(("models", "variant", "detectors"), "variants"),
+    **dict.fromkeys(("overrides", "options", "config"), "cfg_options"),
+}
 
 
 def _not_empty(value: object) -> object:
@@ -382,7 +402,9 @@ def _explain(error: ErrorDetails, kind: type[BaseModel]) -> str:
         field = section.model_fields.get(str(part))
         if field is None:
             valid = list(section.model_fields)
+            synonym = SYNONYMS.get(str(part))
             nearest = difflib.get_close_matches(str(part), valid, n=1, cutoff=0.5)
+            nearest = [synonym] if synonym in valid else nearest
             meant = f" (did you mean {nearest[0]}?)" if nearest else ""
             return f"{key} is an unknown key{meant}, valid here are {', '.join(valid)}"
         allowed = field.description or ""

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from dfvt.settings import (
+    SYNONYMS,
     VARIANTS,
     CfgOptions,
     Count,
@@ -226,6 +227,9 @@ def problem_of(spec: SweepSpec) -> str | None:
             TypeAdapter(ImageSize).validate_python(value, strict=False)
         except ValidationError:
             return f"space.{IMAGE_SIZE} must hold pairs of pixels, the longer side first, as [1333, 800]"
+    for key in spec.space:
+        if SYNONYMS.get(key) in TRAIN_KEYS:
+            return f"space.{key} is an unknown key (did you mean {SYNONYMS[key]}?)"
     if "variant" in spec.space:
         return "space.variant is given by variants: [tiny, …]"
     for key, domain in spec.space.items():
@@ -237,7 +241,7 @@ def problem_of(spec: SweepSpec) -> str | None:
                     f"space.{key} depends on {other}, which depends on another key itself: one level is all"
                 )
             listed = spec.space[other]
-            never = [one for one in domain.when[other] if one not in listed.values]
+            never = [value for value in domain.when[other] if value not in listed.values]
             if listed.kind not in RANGES and never:
                 return (
                     f"space.{key} counts at {other}: {never[0]}, which is not among its values "

@@ -128,6 +128,13 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
         ("algoritm: grid", "algoritm is an unknown key (did you mean algorithm?)"),
         ("algorithm: magic", 'algorithm is "magic", but must be one of grid, random, optuna'),
         ("scheduler: asap", 'scheduler is "asap", but must be one of none, asha'),
+        ("learning_rate: 0.1", "learning_rate is an unknown key (did you mean lr?)"),
+        ("max_epochs: 3", "max_epochs is an unknown key (did you mean num_epochs?)"),
+        ("bs: 3", "bs is an unknown key (did you mean batch_size?)"),
+        (
+            "space: {learning_rate: {choice: [0.1]}}",
+            "space.learning_rate is an unknown key (did you mean lr?)",
+        ),
         ("variants: [huge]", "variants is"),
         ("variants: []", "variants is [], but must be a list of tiny, small, base"),
         ("space: {lr: [1, 2]}", "space.lr is [1, 2], but must be one of {choice: […]}"),
