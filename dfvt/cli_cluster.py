@@ -65,30 +65,56 @@ def _add_doctor(commands: _SubParsersAction[ArgumentParser]) -> None:
     doctor.set_defaults(run=_doctor)
 
 
-def _sweep(options: Namespace) -> None:
-    from dfvt.reports.sweep import results_table
-
+def _sweep(options: Namespace) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     match options.words:
         case ["status" | "results" as what, name]:
             _show_sweep(what, name, options.out)
         case [spec] if spec not in ("status", "results"):
             if options.submit:
-                return _submit_sweep(Path(spec), options.home or _home())
-            from dfvt.cluster.preparation import plan_lines, prepare_sweep
-            from dfvt.cluster.sweep import run_sweep
-
-            sweep = prepare_sweep(Path(spec), Path.cwd(), _home())
-            if options.plan:
-                print("\n".join(plan_lines(sweep)))
+                _submit_sweep(Path(spec), options.home or _home())
+            elif options.plan:
+                _plan_sweep(Path(spec))
             else:
-                print(results_table(run_sweep(sweep), sweep.spec.metric, sweep.spec.mode))
-                name = sweep.mirror.remote or sweep.spec.name
-                print(f"as a file, with plots: dfvt sweep results {name}", file=sys.stderr)
+                return _run_sweep(Path(spec))
         case words:
             raise ValueError(
                 f"sweep {' '.join(words)}: write a spec's file, or status or results and a sweep's name"
             )
+    return 0
+
+
+def _plan_sweep(spec: Path) -> None:
+    _say_loading(spec)
+    from dfvt.cluster.plan import plan_lines
+    from dfvt.cluster.preparation import prepare_sweep
+
+    print("\n".join(plan_lines(prepare_sweep(spec, Path.cwd(), _home()))))
+
+
+def _run_sweep(path: Path) -> int:
+    """Run a sweep; return the exit code: 1 if no trial has a result."""
+    _say_loading(path)
+    from dfvt.cluster.preparation import prepare_sweep
+    from dfvt.cluster.records import all_failed
+    from dfvt.cluster.sweep import run_sweep
+    from dfvt.reports.sweep import failure_lines, results_text
+
+    sweep = prepare_sweep(path, Path.cwd(), _home())
+    spec, records = sweep.spec, run_sweep(sweep)
+    print(results_text(records, spec.metric, spec.mode))
+    for line in failure_lines(records):
+        print(line, file=sys.stderr)
+    if all_failed(records, spec.metric):
+        print(f"sweep {spec.name}: all {len(records)} trials failed", file=sys.stderr)
+        return 1
+    print(f"as a file, with plots: dfvt sweep results {sweep.mirror.remote or spec.name}", file=sys.stderr)
+    return 0
+
+
+def _say_loading(spec: Path) -> None:
+    """Say what takes the first seconds."""
+    print(f"sweep {spec.stem}: loads Ray, mmdet and MLflow", file=sys.stderr, flush=True)
 
 
 def _doctor(options: Namespace) -> int:
@@ -145,11 +171,13 @@ def _submit_sweep(spec: Path, home: Path) -> None:
 
 def _show_sweep(what: str, name: str, out: Path | None) -> None:
     from dfvt.cluster.records import SWEEPS, load_sweep
-    from dfvt.reports.sweep import results_table, status_line, write_results
+    from dfvt.reports.sweep import failure_lines, results_text, status_line, write_results
 
     sweep = load_sweep(_home(), name)
     print(f"{sweep.name}: {status_line(sweep.trials, sweep.num_trials)}", file=sys.stderr)
-    print(results_table(sweep.trials, sweep.metric, sweep.mode))
+    print(results_text(sweep.trials, sweep.metric, sweep.mode))
+    for line in failure_lines(sweep.trials):
+        print(line, file=sys.stderr)
     if what == "results":
         out = out or _home() / SWEEPS / sweep.name / "results"
         for file in write_results(sweep.trials, sweep.metric, sweep.mode, out):

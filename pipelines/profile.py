@@ -26,8 +26,8 @@ def main(settings: Settings) -> None:
         cfg = load_config(settings.config_path(variant))
         require_color_type(cfg, settings.validation.color_type)
         use_dataset(cfg, manifest)
-        if settings.train.image_size:
-            set_image_size(cfg, settings.train.image_size)
+        if image_size := settings.train.for_variant(variant).image_size:
+            set_image_size(cfg, image_size)
         write_config(cfg, CONFIGS / f"{variant}.py")
         sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
     METRICS.parent.mkdir(exist_ok=True)

@@ -19,6 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PATIENCE_SECONDS = 25.0  # of the half minute that machines which are taken away usually grant
 ANSWER_SECONDS = 5.0
+STOPPING = (
+    "sweep {}: stops; the trials write their states first, which takes up to {:.0f} s "
+    "(Ctrl-C once more does not wait)\n"
+)
 
 
 class TrialsAtWork:
@@ -71,16 +75,19 @@ def may_begin(trials: ActorHandle, trial_id: str) -> bool:
 
 
 @contextmanager
-def stopping_gently(trials: ActorHandle) -> Iterator[None]:
+def stopping_gently(trials: ActorHandle, name: str = "") -> Iterator[None]:
     """With SIGINT in the body the trials first write their states, then Ray Tune ends (it takes SIGUSR1 too).
 
-    A second SIGINT does not wait. The body is Ray Tune with `TUNE_DISABLE_SIGINT_HANDLER`.
+    A second SIGINT does not wait. The body is Ray Tune with `TUNE_DISABLE_SIGINT_HANDLER`. What is waited for
+    is said at once, of the sweep `name`.
     """
 
     over = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A handler may interrupt a print: the descriptor itself takes the line at any time.
+        os.write(2, STOPPING.format(name, PATIENCE_SECONDS).encode())
         threading.Thread(target=stop_trials, args=(trials, over), daemon=True).start()
 
     before = {

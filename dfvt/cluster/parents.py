@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 from dfvt.cluster.notes import continue_noted_run, note_run
-from dfvt.cluster.records import load_records, text_of, was_interrupted
+from dfvt.cluster.records import all_failed, load_records, text_of, was_interrupted
 from dfvt.cluster.trainable import Sweep
 from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.runs import SWEEP_RUN
@@ -43,7 +43,7 @@ def open_parent(sweep: Sweep) -> RunRecorder:
             "mode": spec.mode,
         },
     )
-    recorder.log_text(text_of(spec), "spec.json")
+    recorder.log_text(text_of(spec, sweep.defaults), "spec.json")
     note_run(note, recorder, sweep.store)
     mirror.put(NOTE)
     return recorder
@@ -56,8 +56,9 @@ def parent_run(sweep: Sweep) -> Iterator[str]:
     status: Status = "KILLED"
     try:
         yield recorder.run_id
-        if not was_interrupted(sweep.spec, load_records(sweep.mirror)):
-            status = "FINISHED"
+        records = load_records(sweep.mirror)
+        if not was_interrupted(sweep.spec, records):
+            status = "FAILED" if all_failed(records, sweep.spec.metric) else "FINISHED"
     except Exception:
         status = "FAILED"
         raise

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from dfvt.cluster.heartbeat import beats, heartbeat
 from dfvt.cluster.spec import SweepSpec, num_trials_of
 from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror, StorageFolder, is_address
+from dfvt.settings import VariantOverrides
 
 # Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
 # the commit that it was submitted from, as JSON.
@@ -28,6 +29,8 @@ SWEEPS = Path(".dfvt/sweeps")
 SPEC_FILE = "spec.json"
 TRIALS, RECORD = "trials", "trial.json"
 Status = Literal["running", "finished", "stopped", "failed", "interrupted"]
+Defaults = Mapping[str, VariantOverrides]  # for each variant what params.yaml trains it with
+DEFAULTS = "defaults"  # their key beside those of the spec
 LOCK_SECONDS = 1.0  # long enough for one who only looks whether a sweep runs
 
 
@@ -58,6 +61,7 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     startup_seconds: float = 0.0  # from the trial's turn to its first iteration, the last time that it began
     taken_over: tuple[TakeOver, ...] = ()
+    failure: str = ""  # why its last attempt failed, in one sentence
 
     @classmethod
     def load(cls, folder: Path) -> TrialRecord | None:
@@ -106,16 +110,45 @@ def mirror_of(spec: SweepSpec, home: Path) -> Mirror:
     return Mirror(working_folder(remote), remote)
 
 
-def text_of(spec: SweepSpec) -> str:
-    """What a sweep's folder keeps of its spec."""
+def text_of(spec: SweepSpec, defaults: Defaults | None = None) -> str:
+    """Return what a sweep's folder keeps: the spec, and the values that the spec left to `params.yaml`."""
     content = {"num_trials": num_trials_of(spec), **spec.model_dump(mode="json")}
+    if defaults is not None:
+        content[DEFAULTS] = {name: values.model_dump(mode="json") for name, values in defaults.items()}
     return json.dumps(content, indent=2) + "\n"
 
 
-def note_spec(spec: SweepSpec, sweep: Mirror) -> None:
-    """Notes the spec of a sweep that begins: from now on it is the sweep of that name."""
-    write_whole(sweep.folder / SPEC_FILE, text_of(spec))
+def note_spec(spec: SweepSpec, sweep: Mirror, defaults: Defaults | None = None) -> None:
+    """Note the spec of a sweep that begins: from now on it is the sweep of that name."""
+    write_whole(sweep.folder / SPEC_FILE, text_of(spec, defaults))
     sweep.put(SPEC_FILE)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a sweep that was begun keeps to: its seed, and for each variant the values of `params.yaml`."""
+
+    seed: int
+    defaults: Defaults
+
+
+def begun_with(sweep: Mirror) -> Begun | None:
+    """Return what a sweep was begun with, None if none of that name was.
+
+    Sweeps of versions that did not read `params.yaml` have no values of it, and go on without.
+
+    Raises:
+        ValueError: the storage does not answer.
+    """
+    sweep.fetch(SPEC_FILE)
+    file = sweep.folder / SPEC_FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text())
+    defaults = {
+        name: VariantOverrides.model_validate(values) for name, values in content.get(DEFAULTS, {}).items()
+    }
+    return Begun(content.get("seed", 0), defaults)
 
 
 def lock_of(folder: Path, seconds: float) -> FileLock:
@@ -157,6 +190,16 @@ def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:
     if any(record.status == "running" for record in records):
         return True
     return len(records) < num_trials_of(spec) and not spec.budget_gpu_hours
+
+
+def has_failed(record: TrialRecord, metric: str) -> bool:
+    """Return whether a trial ended without the number that trials are compared by (COCO's −1 is none)."""
+    return record.status == "failed" or (record.status == "finished" and record.metrics.get(metric, -1.0) < 0)
+
+
+def all_failed(records: Sequence[TrialRecord], metric: str) -> bool:
+    """Return whether trials were started and none of them has a result, or will have one."""
+    return bool(records) and all(has_failed(record, metric) for record in records)
 
 
 def require_same_spec(spec: SweepSpec, sweep: Mirror) -> None:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +18,7 @@ import ray
 
 OBJECT_STORE_BYTES = 256 * 2**20  # trainings pass no data through Ray
 CONNECT_SECONDS = 5.0
+LEAST_STARTING = 16  # processes that a Ray of our own may start at once
 
 
 @contextmanager
@@ -62,6 +63,10 @@ def connect(address: str) -> str:
     if address == "local":
         # This machine will not be taken away with a warning: one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray warns of four processes per processor on the terminal. On a small machine a few trials have so
+        # many (queues, controllers) that wait and take no processor.
+        num_starting = max(os.cpu_count() or 1, LEAST_STARTING)
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_starting))
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if shlex.quote(sys.executable) != sys.executable:
         # Ray starts some workers through a shell, and does not quote a path with spaces: they never come
@@ -108,11 +113,16 @@ def unreachable(address: str, reason: str) -> str:
     )
 
 
-def num_workers_that_fit(resources_per_worker: Mapping[str, float]) -> int:
-    """Workers of these resources that the nodes of the connected cluster hold when nothing else runs."""
+def num_workers_that_fit(
+    resources_per_worker: Mapping[str, float], nodes: Iterable[Mapping[str, float]] | None = None
+) -> int:
+    """Return how many workers the nodes hold when nothing else runs; each worker is on one node.
+
+    Args:
+        resources_per_worker: what a worker takes; names with 0 do not count.
+        nodes: the resources of each node, by default those of the connected cluster.
+    """
     wanted = {name: number for name, number in resources_per_worker.items() if number}
-    return sum(
-        min(int(node["Resources"].get(name, 0) // number) for name, number in wanted.items())
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+    if nodes is None:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0) // number) for name, number in wanted.items()) for node in nodes)

@@ -7,9 +7,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import ray
 from ray import tune
@@ -20,7 +21,6 @@ from dfvt.cluster.interruption import start_trials_at_work, stopping_gently
 from dfvt.cluster.nodes import require_reached, require_shared
 from dfvt.cluster.notes import read_note
 from dfvt.cluster.parents import NOTE, parent_run
-from dfvt.cluster.preparation import max_epochs
 from dfvt.cluster.records import (
     TrialRecord,
     load_records,
@@ -31,8 +31,9 @@ from dfvt.cluster.records import (
 )
 from dfvt.cluster.session import ray_session
 from dfvt.cluster.spaces import param_space_of, scheduler_of, searcher_of, segment_of
-from dfvt.cluster.spec import DRAWN
+from dfvt.cluster.spec import DRAWN, SweepSpec, num_trials_of
 from dfvt.cluster.trainable import WEIGHTS, RunTrial, Sweep, TrialTraining
+from dfvt.cluster.trial_config import max_epochs
 from dfvt.cluster.worker_folder import put_weights
 from dfvt.tracking.deferred import choose_store
 from dfvt.tracking.mlflow import RunRecorder, database_of
@@ -54,9 +55,13 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     with one_at_a_time(sweep.mirror), sigterm_as_ctrl_c():
         require_same_spec(sweep.spec, sweep.mirror)
         sweep = with_usable_store(sweep)
+        address = os.environ.get("RAY_ADDRESS")
+        say(sweep, f"connects to the Ray cluster at {address}" if address else "starts Ray on this machine")
         with ray_session() as connected:
             sweep = replace(sweep, lineage={**sweep.lineage, "ray.job_id": connected()})
             max_concurrent = require_capacity(sweep)
+            say(sweep, progress_line(sweep.spec, load_records(sweep.mirror), max_concurrent))
+            say(sweep, "opens its run in MLflow")
             with parent_run(sweep) as parent_run_id:
                 run_admitted(replace(sweep, parent_run_id=parent_run_id), max_concurrent)
         records = load_records(sweep.mirror)
@@ -69,6 +74,19 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
     return records
 
 
+def say(sweep: Sweep, line: str) -> None:
+    """Print a line about a sweep where it does not mix with results."""
+    print(f"sweep {sweep.spec.name}: {line}", file=sys.stderr, flush=True)
+
+
+def progress_line(spec: SweepSpec, records: Sequence[TrialRecord], max_concurrent: int | None) -> str:
+    """Return how many trials are to run, and how many at once."""
+    num_trials = num_trials_of(spec)
+    num_finished = sum(record.status == "finished" for record in records)
+    done = f", {num_finished} of them finished already" if num_finished else ""
+    return f"{num_trials} trials{done}, up to {min(max_concurrent or num_trials, num_trials)} at once"
+
+
 def with_usable_store(sweep: Sweep) -> Sweep:
     """The sweep with the store that its runs go into.
 
@@ -76,15 +94,12 @@ def with_usable_store(sweep: Sweep) -> Sweep:
         ValueError: it cannot be used.
     """
 
-    def warn(message: str) -> None:
-        print(f"sweep {sweep.spec.name}: {message}", file=sys.stderr, flush=True)
-
     sweep.mirror.fetch(NOTE)
     store = choose_store(
         sweep.home,
         required=sweep.tracking_required,
         noted=read_note(sweep.mirror.folder / NOTE),
-        warn=warn,
+        warn=partial(say, sweep),
     )
     return replace(sweep, store=store, lineage={**sweep.lineage, **store.tags})
 
@@ -142,6 +157,8 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
     tune_storage = str(mirror.remote or mirror.folder)
     tune_folder = str((mirror.remote or mirror.folder) / TUNE_FOLDER)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV, JSON, TensorBoard: MLflow has it
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # a traceback each: `Conclusions` says why
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints its search algorithm whatever `verbose` is
     # which at the end would miss them, in a line for every trial
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     num_epochs = max_epochs(spec, sweep.configs)
@@ -181,6 +198,7 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
                 verbose=0,
             ),
         )
-    note_spec(spec, mirror)
-    with stopping_gently(trials_at_work):
+    note_spec(spec, mirror, sweep.defaults)
+    say(sweep, "starts the processes of the trials")
+    with stopping_gently(trials_at_work, spec.name):
         tuner.fit()

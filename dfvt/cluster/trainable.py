@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,11 +20,12 @@ from ray.tune.result import DONE
 
 from dfvt.cluster.interruption import may_begin
 from dfvt.cluster.population import hand_over, take_over
-from dfvt.cluster.records import TRIALS, mirror_of
+from dfvt.cluster.records import TRIALS, Defaults, mirror_of
 from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.storage import Mirror, StorageFolder
+from dfvt.settings import VariantOverrides
 from dfvt.tracking.origin import Origin
 from dfvt.tracking.store import Store
 
@@ -50,6 +51,7 @@ class Sweep:
         parent_run_id: of the sweep's own run.
         tracking_required: whether it cannot begin while the store does not answer.
         segment: after how many epochs a training ends for the scheduler to compare it with the others.
+        defaults: for each variant the values of `params.yaml` that its config has already.
     """
 
     spec: SweepSpec
@@ -64,6 +66,7 @@ class Sweep:
     origin: Origin | None = None
     parent_run_id: str | None = None
     tracking_required: bool = True
+    defaults: Defaults = field(default_factory=dict)
 
     @property
     def tracking_uri(self) -> str:
@@ -80,6 +83,10 @@ class Sweep:
         """Where the weights are that trials begin with, if the nodes share no folder."""
         remote = self.mirror.remote
         return remote and remote / WEIGHTS
+
+    def defaults_of(self, variant: str) -> VariantOverrides:
+        """Return what `params.yaml` trains a variant with."""
+        return self.defaults.get(variant, VariantOverrides())
 
     def trial(self, trial_id: str, assignment: Assignment) -> Mirror:
         """Where a trial of Tune's is, given with all that it was assigned.
@@ -147,9 +154,9 @@ class TrialTraining(tune.Trainable):
     def train_in_thread(
         self, drawn: Assignment, results: SimpleQueue[Result | BaseException], stop: threading.Event
     ) -> None:
-        if not may_begin(self.trials_at_work, self.trial_id):
-            return
         try:
+            if not may_begin(self.trials_at_work, self.trial_id):
+                return
             # of a segment the last validation is all that the scheduler is to know
             hand_on = results.put if self.sweep.segment is None else lambda result: None
             result = {DONE: True, **self.run_trial(self.sweep, self.trial_id, drawn, hand_on, stop)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,10 +19,10 @@ from dfvt.cluster.origins import keep_origin
 from dfvt.cluster.population import TAKEN_OVER
 from dfvt.cluster.records import RECORD, TrialRecord, fetch_record, put_record
 from dfvt.cluster.spaces import EPOCH
-from dfvt.cluster.spec import TRAIN_KEYS, Assignment, active_part
+from dfvt.cluster.spec import Assignment, active_part
 from dfvt.cluster.train import TrainingJob, run_training
 from dfvt.cluster.trainable import Result, Sweep
-from dfvt.cluster.trial_config import config_of_trial, searched_part
+from dfvt.cluster.trial_config import config_of_trial, searched_part, settings_of_trial
 from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
@@ -116,7 +116,7 @@ def run_trial(
         taken_over = folder / TAKEN_OVER if record and record.taken_over else None
         until = (done // sweep.segment + 1) * sweep.segment
         job = replace(job, until_epoch=until, take_over=taken_over)
-    if record is None:
+    if record is None or not record.mlflow_run_id:  # the latter: it failed before it had one
         recorder = RunRecorder.open(
             sweep.tracking_uri,
             sweep.experiment,
@@ -143,7 +143,7 @@ def run_trial(
             }
         )
         if record.status == "failed":  # tried once more: it may yet be stopped, or finish
-            record = replace(record, status="running")
+            record = replace(record, status="running", failure="")
             put_record(record, trial)
     write_whole(folder / CONFIG, job.config)
     trial.put(CONFIG)
@@ -156,11 +156,10 @@ def run_trial(
         with ThreadPoolExecutor(1) as beside:  # the workers take seconds to start meanwhile
             size = beside.submit(size_of, folder / CONFIG)
             run_training(job, [curves, reports], stop)
-        with suppress(ConnectionError):  # the training is worth more
-            recorder.log_metrics(size.result())
-            recorder.log_artifact(folder / CONFIG)
+        keep_size(recorder, size, folder / CONFIG, reports.on_warning)
         if trial.has(FINAL_FILE):
-            reports.record = replace(reports.record, status="finished")
+            reports.result()  # a trial without the number that it is compared by is not finished
+            reports.record = replace(reports.record, status="finished", failure="")
             put_record(reports.record, trial)
             trial.remove(TAKEN_OVER)
             recorder.finish()
@@ -168,6 +167,23 @@ def run_trial(
             raise RuntimeError(f"the training's records after epoch {reports.record.epoch} were lost")
     done = reports.record.status == "finished" or not (sweep.segment or stop.is_set())
     return {**reports.result(), DONE: done}
+
+
+def keep_size(
+    recorder: RunRecorder, size: Future[dict[str, float]], config: Path, warn: Callable[[str], None]
+) -> None:
+    """File a detector's size and config in its run; `warn` is told if the size could not be found out.
+
+    The training is worth more than its description: nothing here ends a trial.
+    """
+    with suppress(ConnectionError):
+        try:
+            recorder.log_metrics(size.result())
+        except ConnectionError:
+            raise
+        except Exception as error:
+            warn(f"the run has no num_params and flops, they cannot be counted: {error}")
+        recorder.log_artifact(config)
 
 
 def size_of(config: Path) -> dict[str, float]:
@@ -194,16 +210,12 @@ def job_of(
     sweep: Sweep, assignment: Mapping[str, JsonValue], trial: Mirror, trial_id: str
 ) -> tuple[TrainingJob, dict[str, object]]:
     """The training of a trial, and the parameters that its MLflow run shows."""
-    from dfvt.engine.config import override_config
     from dfvt.engine.config_text import config_text
     from dfvt.engine.image_size import image_size_of
 
     spec, variant = sweep.spec, str(assignment["variant"])
-    own = {key: getattr(spec, key) for key in TRAIN_KEYS} | {
-        key: value for key, value in assignment.items() if key in TRAIN_KEYS
-    }
-    cfg, searched = config_of_trial(spec, sweep.configs, assignment), searched_part(assignment)
-    override_config(cfg, lr=own["lr"], num_epochs=own["num_epochs"], batch_size=own["batch_size"])
+    own, searched = settings_of_trial(spec, assignment), searched_part(assignment)
+    cfg = config_of_trial(spec, sweep.configs, assignment)
     expected = {
         "optimizer.lr": own["lr"],
         "runner.max_epochs": own["num_epochs"],
@@ -245,6 +257,7 @@ def job_of(
         "batch_size": cfg.data.samples_per_gpu,
         "image_size": image_size_of(cfg),
         "num_workers": spec.num_workers,
+        **sweep.defaults_of(variant).cfg_options,
         **spec.cfg_options,
         **searched,
     }

@@ -22,12 +22,16 @@ STYLE = {  # mmcv's own, so that ordinary configs have the text, and the hash, t
 }
 
 
-def config_text(cfg: Config) -> str:
+def config_text(cfg: Config, *, formatted: bool = True) -> str:
     """Write a config as Python, as mmcv's `Config.pretty_text` does.
 
     mmcv writes strings without escapes: an apostrophe in a path gives a file that is no Python, and
     `{{ fileDirname }}` reads back as another value. For a config without such strings both texts are the
     same, byte by byte.
+
+    Args:
+        cfg: any config.
+        formatted: lay the text out for readers, which takes seconds for a published config.
 
     Raises:
         ValueError: a name at the top is none that Python could assign to.
@@ -36,8 +40,8 @@ def config_text(cfg: Config) -> str:
     for name in content:
         if not _is_name(name):
             raise ValueError(f"the config has the key {name!r}, which is no name in Python: rename it")
-    text, _ = FormatCode("\n".join(_entries(content, "=", ends=False)), style_config=STYLE)
-    return text
+    text = "\n".join(_entries(content, "=", ends=False)) + "\n"
+    return FormatCode(text, style_config=STYLE)[0] if formatted else text
 
 
 def read_config_text(text: str) -> Config:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import optuna
 from matplotlib import pyplot
 from optuna import Study, create_study
 from optuna.distributions import (
@@ -57,6 +60,8 @@ class Trial(Protocol):
     def mlflow_run_id(self) -> str: ...
     @property
     def taken_over(self) -> Sequence[TakeOver]: ...
+    @property
+    def failure(self) -> str: ...
 
 
 def assigned_keys(trials: Sequence[Trial]) -> list[str]:
@@ -109,6 +114,45 @@ def results_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def seeds_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
+    """Return a Markdown table with a row for all finished trials that differ in their seed alone.
+
+    The best trial is often a lucky seed: the mean over seeds says more, and `dfvt compare` says the same. The
+    best row comes first. The text is empty if no two trials differ in their seed alone.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.status == "finished" and trial.metrics.get(metric, -1.0) >= 0:  # COCO's −1 is undefined
+            setting = sorted((key, repr(value)) for key, value in trial.assignment.items() if key != "seed")
+            groups.setdefault(repr(setting), []).append(trial)
+    if all(len(group) < 2 for group in groups.values()):
+        return ""
+    keys = [key for key in assigned_keys(trials) if key != "seed"]
+    sign = -1.0 if mode == "max" else 1.0
+    rows: list[tuple[float, list[str]]] = []
+    for group in groups.values():
+        values = [trial.metrics[metric] for trial in group]
+        mean = statistics.fmean(values)
+        text = f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+        setting_cells = [shown(group[0].assignment.get(key, "")) for key in keys]
+        rows.append((sign * mean, [*setting_cells, str(len(group)), text]))
+    header = [*keys, "seeds", f"{metric}, mean ± std"]
+    ordered = [cells for _, cells in sorted(rows, key=itemgetter(0))]
+    lines = [header, ["---"] * len(keys) + ["---:"] * 2, *ordered]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def results_text(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
+    """Return the table of the trials, and below it that of the means over seeds if there are several."""
+    tables = [results_table(trials, metric, mode), seeds_table(trials, metric, mode)]
+    return "\n\n".join(filter(None, tables))
+
+
+def failure_lines(trials: Sequence[Trial]) -> list[str]:
+    """Return a line for each trial that failed and whose reason is known."""
+    return [f"trial {trial.name} failed: {trial.failure}" for trial in trials if trial.failure]
+
+
 def shown(value: Any) -> str:
     """A value as a cell: numbers with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -120,10 +164,10 @@ def took_over(trial: Trial) -> str:
 
 
 def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path) -> list[Path]:
-    """Writes `results.csv`, and `parallel_coordinates.png` and `importances.png` where trials suffice.
+    """Write `results.csv`, and `parallel_coordinates.png` and `importances.png` where trials suffice.
 
-    The plots are of finished trials, the importances (fANOVA) of the keys that all of them set to several
-    values. Returns the files.
+    The plots are of finished trials. Both need two keys with several values: the parallel coordinates any
+    two, the importances (fANOVA) two that all of the trials set. Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "results.csv"]
@@ -140,6 +184,8 @@ def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path
             "parallel_coordinates": lambda: plots.plot_parallel_coordinate(study, target_name=metric),
             "importances": lambda: plots.plot_param_importances(study, params=common, target_name=metric),
         }
+        if len(distributions) < 2:  # one axis beside the metric's is no comparison
+            del figures["parallel_coordinates"]
         if len(common) < 2 or len({trial.metrics[metric] for trial in finished}) == 1:
             del figures["importances"]
         for name, draw in figures.items():
@@ -193,6 +239,7 @@ def study_of(
     trials: Sequence[Trial], distributions: dict[str, BaseDistribution], metric: str, mode: Mode
 ) -> Study:
     """The trials as Optuna's, whoever chose them."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says of each study that it was created
     study = create_study(direction="maximize" if mode == "max" else "minimize")
     for trial in trials:
         own = {key: distributions[key] for key in trial.assignment if key in distributions}

@@ -88,6 +88,10 @@ def assert_each_trial_once(project: Project, name: str, statuses: list[str]) -> 
         ),
         (SPEC + "use_gpu: true", "a trial needs 1 GPUs (num_workers 1), but this machine has 0"),
         (SPEC + "metric: bbox_map", "metric bbox_map is none of bbox_mAP, bbox_mAP_50"),
+        (
+            SPEC.replace("interval: 1", "interval: 1, evaluation.interval: 0"),
+            "evaluation.interval is 0, so th",
+        ),
         (SPEC + "profile: custom\n", "profile is custom, but the data set in data/dataset is of mini"),
     ],
 )
@@ -103,10 +107,19 @@ def test_a_plan_lists_the_trials_and_starts_nothing(prepared: Project) -> None:
     text = SPEC + "images_per_second: 0.5\n"
     result = prepared.run("python", "-m", "pipelines.sweep", write_spec(prepared, text), "--plan")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
-        "   1  variant=tiny  lr=0.0001",
-        "   2  variant=tiny  lr=0.001",
-        "2 trials, at most 0.1 GPU-hours at 0.5 images/s",  # 2 trials of 2 epochs of 24 images
+    lines = result.stdout.splitlines()
+    assert lines[:2] == ["   1  variant=tiny  lr=0.0001", "   2  variant=tiny  lr=0.001"]
+    assert lines[2].startswith(
+        "tiny: num_epochs 2 (spec), batch_size 4 (spec), lr of each trial, seed 0 (par"
+    )
+    assert "at once on this machine (" in lines[3]
+    assert lines[4:] == [
+        "2 trials, at most 4 epochs of 24 images",
+        "at most 0.1 GPU-hours at 0.5 images/s",
+    ]
+    assert result.stderr.splitlines() == [
+        "sweep sweep: loads Ray, mmdet and MLflow",
+        "sweep two: checks the spec, the configs and the data set",
     ]
     assert not (prepared.path / ".dfvt/sweeps").exists()
 
@@ -141,6 +154,9 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
 
     result = prepared.run("python", "-m", "dfvt", "sweep", spec)
     assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if not line.startswith(("sweep ", "as a file"))]
+    assert not said, "nothing of Ray, Tune or Optuna"
+    assert "BasicVariantGenerator" not in result.stdout
     assert "Failed to fetch metrics" not in result.stderr, "Tune misses files that MLflow has instead"
     assert_each_trial_once(prepared, "two", ["finished", "finished"])
     assert checkpoint.stat().st_mtime_ns == written
@@ -206,6 +222,20 @@ def test_a_trial_that_fails_does_not_end_the_others(prepared: Project) -> None:
     assert result.returncode == 0, result.stderr
     assert_each_trial_once(prepared, "two", ["finished", "failed"])
     assert "trial 0002 of 2 failed:" in result.stderr
+    assert "trial 0002 failed: " in result.stderr.splitlines()[-2], "below the table too"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_without_a_result_has_failed_and_says_why(prepared: Project) -> None:
+    text = SPEC.replace("num_epochs: 2", "num_epochs: 1\nmax_failures: 1")
+    text = text.replace("1.0e-3]}", "1.0e-3]}\n  optimizer_config.grad_clip.max_norm: {grid: [wide]}")
+    result = prepared.run("python", "-m", "dfvt", "sweep", write_spec(prepared, text))
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == "sweep two: all 2 trials failed"
+    assert result.stderr.count("it is started again (1 of 1 times)") == 2
+    assert "Traceback" not in result.stderr
+    assert parent(prepared).info.status == "FAILED"
 
 
 @pytest.mark.slow

@@ -62,6 +62,17 @@ def test_the_main_thread_hears_of_it_when_no_trial_trains(actor: Any) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_what_is_waited_for_is_said_at_once(actor: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    actor.begin.remote("a")
+    with pytest.raises(KeyboardInterrupt), stopping_gently(actor, "search"):
+        signal.raise_signal(signal.SIGINT)
+        said = capfd.readouterr().err  # the trial is still at work
+        actor.end.remote("a")
+        threading.Event().wait(20)
+    assert said.startswith("sweep search: stops; the trials write their states first")
+    assert said.count("\n") == 1
+
+
 def test_a_trial_that_does_not_end_is_not_waited_for(actor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "PATIENCE_SECONDS", 0.3)
     sent: list[int] = []

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 
 from dfvt.cli import main
@@ -114,6 +115,58 @@ def test_results_are_a_table_a_csv_and_plots(project: Path, capsys: pytest.Captu
 def test_few_trials_are_no_error(few: list[TrialRecord], tmp_path: Path) -> None:
     assert write_results(few, "bbox_mAP", "max", tmp_path)[0].name == "results.csv"
     assert results_table(few, "bbox_mAP", "max").startswith("| trial |")
+
+
+def test_one_key_is_not_drawn_as_parallel_coordinates(tmp_path: Path) -> None:
+    constant = {"model.backbone.drop_path_rate": 0.1, "optimizer.type": "SGD"}
+    few = [trial(number, **constant) for number in range(4)]
+    assert [file.name for file in write_results(few, "bbox_mAP", "max", tmp_path)] == ["results.csv"]
+
+
+def test_plots_print_nothing_of_optunas(
+    trials: list[TrialRecord], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        assert len(write_results(trials, "bbox_mAP", "max", tmp_path)) == 3
+    finally:
+        optuna.logging.disable_propagation()
+    assert not caplog.records
+
+
+def test_why_a_trial_failed_stands_below_the_table(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = replace(trial(5, "failed"), failure="a loss was not finite")
+    failed.save(project / SWEEPS / "search/trials/0005")
+    assert main(["sweep", "status", "search"]) == 0
+    assert capsys.readouterr().err.splitlines()[1:] == ["trial 0005 failed: a loss was not finite"]
+
+
+def test_trials_that_differ_in_their_seed_alone_have_a_mean(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lucky = [(0.002, 0, 0.010), (0.002, 1, 0.040), (0.004, 0, 0.000), (0.004, 1, 0.048), (0.008, 0, 0.020)]
+    records = [
+        TrialRecord(
+            f"{number:04}", {"variant": "tiny", "lr": lr, "seed": seed}, "run", "finished", 2, 2, 1.0,
+            {"bbox_mAP": value},
+        )
+        for number, (lr, seed, value) in enumerate(lucky, 1)
+    ]  # fmt: skip
+    undefined = replace(records[0], name="0006", metrics={"bbox_mAP": -1.0})
+    failed = replace(records[0], name="0007", status="failed", metrics={"bbox_mAP": 0.9})
+    for record in [*records, undefined, failed]:
+        record.save(project / SWEEPS / "search/trials" / record.name)
+    assert main(["sweep", "status", "search"]) == 0
+    trials, means = capsys.readouterr().out.split("\n\n")
+    assert len(trials.splitlines()) == 2 + 7
+    assert means.splitlines() == [
+        "| variant | lr | seeds | bbox_mAP, mean ± std |",
+        "| --- | --- | ---: | ---: |",
+        "| tiny | 0.002 | 2 | 0.025 ± 0.021 |",
+        "| tiny | 0.004 | 2 | 0.024 ± 0.034 |",
+        "| tiny | 0.008 | 1 | 0.020 |",
+    ]
 
 
 def test_a_key_that_counts_for_some_trials_only_is_no_error(tmp_path: Path) -> None:
