@@ -25,7 +25,8 @@ from tests.unit.test_sweep_records import START
 SPEC = SweepSpec.model_validate({"name": "one", "num_epochs": 2})
 CONFIG = """
 model = dict(type='MaskRCNN')
-data = dict(samples_per_gpu=1)
+scaled = dict(type='MultiScaleFlipAug', img_scale=(80, 64), transforms=[])
+data = dict(samples_per_gpu=1, test=dict(pipeline=[scaled]))
 optimizer = dict(lr=0.1)
 runner = dict(max_epochs=1)
 """
