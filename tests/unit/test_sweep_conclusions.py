@@ -62,6 +62,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake.set_tags = lambda tags: None
     fake.finish = lambda status="FINISHED": fake.ends.append(status)
     monkeypatch.setattr(conclusions.RunRecorder, "attach", lambda *_: fake)
+    fake.abandon = fake.finish
     monkeypatch.setattr(parents, "open_parent", lambda sweep: fake)
     return fake
 

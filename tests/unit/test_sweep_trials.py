@@ -47,6 +47,7 @@ def run(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialRec
     recorder.finish = lambda status="FINISHED": recorder.ends.append(status)
     recorder.reopen = lambda: None
     recorder.set_tags = lambda tags: None
+    recorder.log_text = lambda text, name: None
     monkeypatch.setattr(trials.RunRecorder, "open", lambda *_, **__: recorder)
     monkeypatch.setattr(trials.RunRecorder, "attach", lambda *_: recorder)
 
