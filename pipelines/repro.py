@@ -8,8 +8,10 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -35,21 +37,45 @@ def main() -> int:
     try:
         return reproduce(options.targets, force=options.force)
     except KeyboardInterrupt:
+        wait_for_stages()
         print("repro: stopped; the same command carries on", file=sys.stderr)
         return 130
 
 
-def end_stages(number: int, _: FrameType | None) -> None:
-    """Pass a signal on to the running stage, whose end ends this process, or end when there is none."""
-    stages = [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if any(argument.startswith("pipelines.") for argument in child.cmdline())
-    ]
-    for stage in stages:
-        stage.send_signal(number)
-    if not stages:
-        sys.exit(128 + number)
+def end_stages(number: int, _: FrameType | None) -> NoReturn:
+    """Pass a signal on to the running stage, wait for the end of the stage, and end this process.
+
+    `timeout`, Slurm and systemd send the signal to the stage too, and `timeout` sends it twice: then the stage
+    or its shell may have ended already.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stage in running_stages():
+        with suppress(psutil.Error):
+            stage.send_signal(number)
+    wait_for_stages()
+    sys.exit(128 + number)
+
+
+def wait_for_stages() -> None:
+    """Wait until no stage of this run is alive: a stage that was stopped still writes its state."""
+    psutil.wait_procs(running_stages())
+
+
+def running_stages() -> list[psutil.Process]:
+    """The stage that runs below this process, or that its shell has left behind in this process group."""
+    this, group = psutil.Process(), os.getpgrp()
+    below = this.children(recursive=True)
+    stages = []
+    for process in {*below, *psutil.process_iter()} - {this}:
+        with suppress(psutil.Error, ProcessLookupError):  # it ended meanwhile, or is somebody else's
+            if process not in below and os.getpgid(process.pid) != group:
+                continue
+            # A stage of another `make repro` in this group has a parent in the group.
+            orphaned = process not in below and os.getpgid(process.ppid()) != group
+            is_stage = any(argument.startswith("pipelines.") for argument in process.cmdline())
+            if is_stage and (process in below or orphaned):
+                stages.append(process)
+    return stages
 
 
 def check_inputs(settings: Settings) -> None:

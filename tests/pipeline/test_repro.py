@@ -1,10 +1,138 @@
-"""How `make repro` ends."""
+"""How `make repro` ends: with real stages of a DVC project that is made for the test."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 import pytest
 
 from pipelines.repro import exit_code
+
+ROOT = Path(__file__).parents[2]
+STAGES = """
+stages:
+  work:
+    cmd: python stage.py pipelines.work
+    params: [train.seed]
+    deps: [stage.py]
+    outs: [runs]
+    metrics: [score.json: {cache: false}]
+  after:
+    cmd: python stage.py pipelines.after
+    deps: [runs, stage.py]
+    outs: [after.txt]
+"""
+# Saves its state for a second after SIGTERM or SIGINT, as a training does. `fail` is a mistake in its input.
+STAGE = """
+import signal, sys, time
+from pathlib import Path
+
+def save(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1)
+    Path("saved").touch()
+    sys.exit(128 + number)
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+if Path("fail").exists():
+    sys.exit(2)
+Path("started").touch()
+if Path("long").exists():
+    time.sleep(60)
+if sys.argv[1] == "pipelines.after":
+    Path("after.txt").touch()
+else:
+    Path("runs").mkdir(exist_ok=True)
+    Path("runs/checkpoint.pth").write_text("trained")
+    Path("score.json").write_text("1")
+"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A DVC project whose stages take no time."""
+
+    path: Path
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.repro", *arguments],
+            cwd=self.path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=(self.path.parent / "stderr").open("w"),  # a pipe would end with the stage, not with repro
+            text=True,
+            # A background job of a script ignores Ctrl-C and would hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,  # as a shell starts a job: Ctrl-C reaches the whole group
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        return process.wait(timeout=60), self.stderr()
+
+    def stderr(self) -> str:
+        return (self.path.parent / "stderr").read_text()
+
+    def wait_for(self, name: str, process: subprocess.Popen[str]) -> None:
+        while not (self.path / name).exists():
+            assert process.poll() is None, self.stderr()
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    path = tmp_path / "a project"
+    (path / ".dvc").mkdir(parents=True)
+    shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
+    (path / "dvc.yaml").write_text(STAGES)
+    (path / "stage.py").write_text(STAGE)
+    (path / "params.yaml").write_text("profile: mini\ntrain: {seed: 0}\n")
+    subprocess.run(["git", "init", "-q"], cwd=path, check=True)
+    return Experiment(path)
+
+
+def live_processes_of_group(group: int) -> list[list[str]]:
+    commands = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                commands.append(process.cmdline())
+    return commands
+
+
+# bash becomes the stage; dash stays its parent, and is ended by the signal at once.
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
+@pytest.mark.parametrize(
+    ("number", "sends"),
+    [(signal.SIGINT, "group"), (signal.SIGTERM, "group"), (signal.SIGTERM, "both"), (signal.SIGTERM, "repro")],
+)
+def test_a_stopped_repro_ends_after_its_stage(
+    experiment: Experiment, shell: str, number: signal.Signals, sends: str
+) -> None:
+    if not Path(shell).exists():
+        pytest.skip(f"{shell} is not installed")
+    (experiment.path / "long").touch()
+    process = experiment.start("work", SHELL=shell)
+    experiment.wait_for("started", process)
+    if sends != "group":  # `timeout` sends the signal to its child, and then to the whole group
+        process.send_signal(number)
+    if sends != "repro":
+        os.killpg(process.pid, number)
+    assert process.wait(timeout=30) == 128 + number, experiment.stderr()
+    assert "Traceback" not in experiment.stderr()
+    assert (experiment.path / "saved").exists(), "the stage has written its state"
+    assert live_processes_of_group(process.pid) == []
 
 
 @pytest.mark.parametrize(("status", "code"), [("2", 2), ("130", 130), ("-2", 130), ("-15", 143), ("-9", 137)])
