@@ -8,15 +8,20 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from dfvt.settings import Settings, load_settings
+from dfvt.settings import load_settings
 from dfvt.terminal import escape_unencodable
+from pipelines.inputs import check_inputs
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 
 def main() -> int:
@@ -78,46 +83,36 @@ def running_stages() -> list[psutil.Process]:
     return stages
 
 
-def check_inputs(settings: Settings) -> None:
-    """Look at what DVC would stumble over or what would fail late: data, configs and addresses.
-
-    Raises ValueError or FileNotFoundError, one sentence each.
-    """
-    if settings.profile != "mini" and not settings.data.root.is_dir():
-        raise FileNotFoundError(
-            f"data.root {settings.data.root} is not a directory: "
-            "set it to the folder of a data set in COCO layout."
-        )
-    for variant in ("tiny", "small", "base"):
-        settings.config_path(variant)
-    if os.environ.get("MLFLOW_TRACKING_URI") and settings.tracking.required:
-        from dfvt.tracking.mlflow import require_reachable, tracking_uri
-
-        require_reachable(tracking_uri(Path.cwd()))
-    if os.environ.get("RAY_ADDRESS"):
-        from dfvt.cluster.session import require_answer
-
-        require_answer(os.environ["RAY_ADDRESS"])
-
-
 def reproduce(targets: list[str], *, force: bool) -> int:
     """Run DVC's `repro` in this process; a stage that fails has said why, so nothing is added to it."""
-    from dvc.exceptions import DvcException, ReproductionError
+    from dvc.exceptions import DvcException, NotDvcRepoError, ReproductionError
     from dvc.repo import Repo
+    from dvc.scm import SCMError
     from dvc.stage.exceptions import StageCmdFailedError
 
     started = time.monotonic()
     # The stages' "python" is the one that runs this, whether or not its environment is activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        with Repo() as repo:
+        with Repo() as repo, former_results_kept(repo):
             stages = repo.reproduce(targets or None, force=force)
     except ReproductionError as error:
         cause = error.__cause__
         if isinstance(cause, StageCmdFailedError):
+            wait_for_stages()
             return exit_code(str(cause))
+        if isinstance(cause, OSError) and cause.filename:
+            cause = f"{cause.filename}: {cause.strerror}"
         print(f"repro: {error}: {cause}", file=sys.stderr)
         return 1
+    except SCMError as error:
+        remedy = "run `git init` there, or clone the project with git"
+        print(f"repro: {error}, which DVC needs: {remedy}", file=sys.stderr)
+        return 2
+    except NotDvcRepoError:
+        remedy = "run this command in the project's folder, or copy the project with its hidden files"
+        print(f"repro: {Path.cwd()} has no folder .dvc: {remedy}", file=sys.stderr)
+        return 2
     except DvcException as error:
         print(f"repro: {error}", file=sys.stderr)
         return 1
@@ -127,6 +122,35 @@ def reproduce(targets: list[str], *, force: bool) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+@contextmanager
+def former_results_kept(repo: Repo) -> Iterator[None]:
+    """Bring back the last results of a stage that does not finish in the body.
+
+    DVC removes the outputs of a stage before it runs the stage. (`persist: true` in dvc.yaml would keep them, but
+    then DVC does not restore results of earlier parameters.)
+    """
+    before = {stage: [out for out in stage.outs if out.exists] for stage in repo.index.stages}
+    uncached = {
+        out: Path(out.fs_path).read_bytes()
+        for outs in before.values()
+        for out in outs
+        if not out.use_cache and Path(out.fs_path).is_file()
+    }
+    try:
+        yield
+    except BaseException:
+        wait_for_stages()
+        for outs in before.values():
+            if any(out.exists for out in outs):  # it did not run, or left something that explains the failure
+                continue
+            for out in outs:
+                if out in uncached:
+                    Path(out.fs_path).write_bytes(uncached[out])
+                else:
+                    repo.checkout([out.fs_path], force=True, allow_missing=True)
+        raise
 
 
 def exit_code(failure: str) -> int:

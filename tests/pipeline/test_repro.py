@@ -31,14 +31,14 @@ stages:
     deps: [runs, stage.py]
     outs: [after.txt]
 """
-# Saves its state for a second after SIGTERM or SIGINT, as a training does. `fail` is a mistake in its input.
+# Saves its state for a moment after SIGTERM or SIGINT, as a training does. `fail` is a mistake in its input.
 STAGE = """
 import signal, sys, time
 from pathlib import Path
 
 def save(number, frame):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(1)
+    time.sleep(0.5)
     Path("saved").touch()
     sys.exit(128 + number)
 
@@ -93,7 +93,8 @@ class Experiment:
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
     path = tmp_path / "a project"
-    (path / ".dvc").mkdir(parents=True)
+    for folder in (".dvc", "data/source"):
+        (path / folder).mkdir(parents=True)
     shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
     (path / "dvc.yaml").write_text(STAGES)
     (path / "stage.py").write_text(STAGE)
@@ -115,7 +116,12 @@ def live_processes_of_group(group: int) -> list[list[str]]:
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
 @pytest.mark.parametrize(
     ("number", "sends"),
-    [(signal.SIGINT, "group"), (signal.SIGTERM, "group"), (signal.SIGTERM, "both"), (signal.SIGTERM, "repro")],
+    [
+        (signal.SIGINT, "group"),
+        (signal.SIGTERM, "group"),
+        (signal.SIGTERM, "both"),
+        (signal.SIGTERM, "repro"),
+    ],
 )
 def test_a_stopped_repro_ends_after_its_stage(
     experiment: Experiment, shell: str, number: signal.Signals, sends: str
@@ -133,6 +139,65 @@ def test_a_stopped_repro_ends_after_its_stage(
     assert "Traceback" not in experiment.stderr()
     assert (experiment.path / "saved").exists(), "the stage has written its state"
     assert live_processes_of_group(process.pid) == []
+
+
+def test_a_stage_that_fails_leaves_the_former_results(experiment: Experiment) -> None:
+    code, stderr = experiment.run()
+    assert code == 0, stderr
+    (experiment.path / "params.yaml").write_text("profile: mini\ntrain: {seed: 1}\n")
+    (experiment.path / "fail").touch()
+    code, stderr = experiment.run()
+    assert code == 2, stderr
+    assert (experiment.path / "runs/checkpoint.pth").read_text() == "trained"
+    assert (experiment.path / "score.json").read_text() == "1"
+    assert (experiment.path / "after.txt").exists()
+    (experiment.path / "fail").unlink()
+    (experiment.path / "started").unlink()
+    code, stderr = experiment.run()
+    assert code == 0, stderr
+    assert (experiment.path / "started").exists(), "the stage with the new parameter runs"
+
+
+def test_a_stage_that_is_stopped_leaves_the_former_results(experiment: Experiment) -> None:
+    assert experiment.run("work")[0] == 0
+    (experiment.path / "params.yaml").write_text("profile: mini\ntrain: {seed: 1}\n")
+    (experiment.path / "started").unlink()
+    (experiment.path / "long").touch()
+    process = experiment.start()
+    experiment.wait_for("started", process)
+    assert not (experiment.path / "runs").exists(), "DVC removes it before the stage"
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=30) == 143, experiment.stderr()
+    assert (experiment.path / "runs/checkpoint.pth").read_text() == "trained"
+    assert (experiment.path / "score.json").read_text() == "1"
+
+
+def test_results_that_nobody_made_or_kept_are_not_missed(experiment: Experiment) -> None:
+    assert experiment.run()[0] == 0
+    shutil.rmtree(experiment.path / ".dvc/cache")
+    shutil.rmtree(experiment.path / "runs")  # by the user: it does not come back
+    (experiment.path / "fail").touch()
+    code, stderr = experiment.run()
+    assert code == 2, stderr
+    assert "Traceback" not in stderr
+    assert not (experiment.path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        (".git", "is not a git repository, which DVC needs: run `git init`"),
+        (".dvc", "has no folder .dvc: run this command in the project's folder, or copy"),
+    ],
+)
+def test_a_project_that_was_copied_in_part_is_a_sentence(
+    experiment: Experiment, missing: str, sentence: str
+) -> None:
+    shutil.rmtree(experiment.path / missing)
+    code, stderr = experiment.run()
+    assert code == 2
+    assert sentence in stderr and stderr.count("\n") == 1
+    assert not (experiment.path / "started").exists()
 
 
 @pytest.mark.parametrize(("status", "code"), [("2", 2), ("130", 130), ("-2", 130), ("-15", 143), ("-9", 137)])
