@@ -29,6 +29,8 @@ def main(settings: Settings) -> None:
         if image_size := settings.train.for_variant(variant).image_size:
             set_image_size(cfg, image_size)
         write_config(cfg, CONFIGS / f"{variant}.py")
+        # A mistake in the options of a training is an error here, before DVC removes the results of the last one.
+        load_config(CONFIGS / f"{variant}.py", settings.train.for_variant(variant).cfg_options)
         sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
     METRICS.parent.mkdir(exist_ok=True)
     METRICS.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")

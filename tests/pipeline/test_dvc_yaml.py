@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import grimp
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
+from tests.conftest import Project
+
 ROOT = Path(__file__).parents[2]
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_bytes())["stages"]
+DVC_YAML = YAML(typ="safe").load((ROOT / "dvc.yaml").read_bytes())
+STAGES = DVC_YAML["stages"]
+IMAGES = {name for plot in DVC_YAML["plots"] for name in plot if name.endswith(".png")}
 
 
 def body(stage: str) -> dict:
@@ -68,3 +74,32 @@ def test_each_data_file_that_a_stage_reads_is_an_output_of_another() -> None:
                 path = dep.replace("${item}", item)
                 if not path.endswith(".py") and path not in ("${data.root}", "configs"):
                     assert path in outs or any(path.startswith(f"{out}/") for out in outs), path
+
+
+def test_every_figure_of_the_report_is_a_plot() -> None:
+    figures = re.findall(r'FIGURES / "(\w+\.png)"', (ROOT / "pipelines/report.py").read_text())
+    assert len(figures) > 3
+    assert {f"reports/figures/{name}" for name in figures} == {
+        plot for plot in IMAGES if plot.startswith("reports/")
+    }
+
+
+def test_an_experiment_of_one_stage_runs_where_no_other_result_is(project: Project) -> None:
+    # dvc.lock names the results of all detectors, which are in no cache of a clone.
+    result = project.run("dvc", "exp", "run", "-S", "data.shapes.seed=3", "fetch_data")
+    assert result.returncode == 0, result.stderr
+    assert (project.path / "data/dataset/manifest.json").is_file()
+
+
+def test_plots_show_the_results_that_are_there(project: Project) -> None:
+    for name in [name for name in IMAGES if "base" not in name]:
+        (project.path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(project.path / name)
+    (project.path / "runs/tiny").mkdir(parents=True)
+    (project.path / "runs/tiny/curve.csv").write_text("step,loss\n1,2.5\n2,1.5\n")
+    result = project.run("dvc", "plots", "show", "--out", "plots")
+    assert result.returncode == 0, result.stderr
+    page = (project.path / "plots/index.html").read_text()
+    shown = set(re.findall(r'<img src="static/workspace_(.+?)">', page))
+    assert shown == {name.replace("/", "_") for name in IMAGES if "base" not in name}
+    assert "training loss" in page and '"loss": "2.5"' in page
