@@ -23,7 +23,7 @@ setup:  ## make .venv with everything in it
 	@exec '$(PYTHON)' -I dfvt/bootstrap.py
 
 repro: setup  ## run the experiment of params.yaml, as far as anything changed
-	@exec .venv/bin/python -m pipelines.repro $(ARGS)
+	@exec .venv/bin/python -m pipelines repro $(ARGS)
 
 test: setup  ## run the tests; ARGS='-k name' chooses
 	@exec .venv/bin/python -m pytest -m 'not slow' $(ARGS)

@@ -19,6 +19,7 @@ import psutil
 from dfvt.settings import load_settings
 from dfvt.terminal import escape_unencodable
 from pipelines.inputs import check_inputs
+from pipelines.stage import explain_os_error
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -69,16 +70,15 @@ def wait_for_stages() -> None:
 def running_stages() -> list[psutil.Process]:
     """The stage that runs below this process, or that its shell has left behind in this process group."""
     this, group = psutil.Process(), os.getpgrp()
-    below = this.children(recursive=True)
+    below = set(this.children(recursive=True))
     stages = []
-    for process in {*below, *psutil.process_iter()} - {this}:
+    for process in {*below, *psutil.process_iter()} - {this, *this.parents()}:
         with suppress(psutil.Error, ProcessLookupError):  # it ended meanwhile, or is somebody else's
-            if process not in below and os.getpgid(process.pid) != group:
-                continue
             # A stage of another `make repro` in this group has a parent in the group.
-            orphaned = process not in below and os.getpgid(process.ppid()) != group
-            is_stage = any(argument.startswith("pipelines.") for argument in process.cmdline())
-            if is_stage and (process in below or orphaned):
+            is_orphan = os.getpgid(process.pid) == group and os.getpgid(process.ppid()) != group
+            if process not in below and not (is_orphan and "DVC_STAGE" in process.environ()):
+                continue
+            if any(argument.partition(".")[0] == "pipelines" for argument in process.cmdline()):
                 stages.append(process)
     return stages
 
@@ -102,7 +102,8 @@ def reproduce(targets: list[str], *, force: bool) -> int:
             wait_for_stages()
             return exit_code(str(cause))
         if isinstance(cause, OSError) and cause.filename:
-            cause = f"{cause.filename}: {cause.strerror}"
+            print(f"repro: {error}: {explain_os_error(cause)}", file=sys.stderr)
+            return 2
         print(f"repro: {error}: {cause}", file=sys.stderr)
         return 1
     except SCMError as error:
@@ -116,6 +117,11 @@ def reproduce(targets: list[str], *, force: bool) -> int:
     except DvcException as error:
         print(f"repro: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"repro: {explain_os_error(error)}", file=sys.stderr)
+        return 2
     what = f"ran {len(stages)} stages" if stages else "nothing changed"
     print(
         f"repro: {what}, {time.monotonic() - started:.1f} s; the report is reports/results.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -57,12 +58,25 @@ def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"{name}: {error.filename}: {error.strerror}", 2, error if debug else None)
+        _fail(f"{name}: {explain_os_error(error)}", 2, error if debug else None)
     except RuntimeError as error:
         _fail(f"{name}: {error}", 1, error if debug else None)
     except KeyboardInterrupt:
         _fail(f"{name}: stopped; the same command carries on", 130, None)
     print(f"{name}: done in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def explain_os_error(error: OSError) -> str:
+    """Say which file the system refuses, why, and what to do."""
+    sentence = f"{error.filename}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{sentence}: free some space there"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        home = Path(os.environ.get("HOME", "/"))
+        if Path(os.fsdecode(error.filename)).is_relative_to(home):
+            return f"{sentence}: set HOME to a folder that you can write to (it is {home})"
+        return f"{sentence}: give yourself access to it"
+    return sentence
 
 
 def _end_in_order(number: int, _: FrameType | None) -> None:

@@ -117,7 +117,7 @@ def test_stopped_in_the_middle_it_carries_on(
 def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) -> None:
     process = start_training(long_project)
     wait_for_state(long_project, process)
-    stage = next(p for p in processes_of(long_project) if "pipelines.train" in p.cmdline())
+    stage = next(p for p in processes_of(long_project) if p.cmdline()[2:4] == ["pipelines", "train"])
     stage.kill()
     process.communicate(timeout=60)
     assert process.returncode != 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,11 @@ class Experiment:
 
     path: Path
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, wrapper: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.repro", *arguments],
+            [*wrapper, sys.executable, "-m", "pipelines.repro", *arguments],
             cwd=self.path,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.DEVNULL,
@@ -119,7 +122,7 @@ def live_processes_of_group(group: int) -> list[list[str]]:
     [
         (signal.SIGINT, "group"),
         (signal.SIGTERM, "group"),
-        (signal.SIGTERM, "both"),
+        (signal.SIGTERM, "timeout"),
         (signal.SIGTERM, "repro"),
     ],
 )
@@ -129,12 +132,13 @@ def test_a_stopped_repro_ends_after_its_stage(
     if not Path(shell).exists():
         pytest.skip(f"{shell} is not installed")
     (experiment.path / "long").touch()
-    process = experiment.start("work", SHELL=shell)
+    # `timeout` sends the signal to its child, and then to the whole group.
+    process = experiment.start("work", SHELL=shell, wrapper=["timeout", "60"] if sends == "timeout" else [])
     experiment.wait_for("started", process)
-    if sends != "group":  # `timeout` sends the signal to its child, and then to the whole group
-        process.send_signal(number)
-    if sends != "repro":
+    if sends == "group":
         os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number, experiment.stderr()
     assert "Traceback" not in experiment.stderr()
     assert (experiment.path / "saved").exists(), "the stage has written its state"

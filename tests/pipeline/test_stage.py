@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -90,3 +93,59 @@ def test_the_work_of_a_stage_has_openmps_threads_sleep(monkeypatch: pytest.Monke
     seen: list[str | None] = []
     run_stage("fetch_data", lambda settings: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     assert seen == ["10000"]
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "remedy"),
+    [
+        (errno.EACCES, "home/.cache/x", "set HOME to a folder that you can write to (it is {home})"),
+        (errno.EROFS, "elsewhere/x", "give yourself access to it"),
+        (errno.ENOSPC, "home/x", "free some space there"),
+    ],
+)
+def test_a_file_that_the_system_refuses_has_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    number: int,
+    place: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def work(settings: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / place))
+
+    monkeypatch.setattr("sys.argv", ["fetch_data"])
+    with pytest.raises(SystemExit) as ended:
+        run_stage("fetch_data", work)
+    assert ended.value.code == 2
+    sentence = f"{tmp_path / place}: {os.strerror(number)}: {remedy.format(home=tmp_path / 'home')}"
+    assert capsys.readouterr().err == f"fetch_data: {sentence}\n"
+
+
+def test_ctrl_c_while_a_stage_imports_is_one_sentence(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
+    slow = "from pathlib import Path\nPath('importing').touch()\nimport time\ntime.sleep(60)\n"
+    (tmp_path / "pipelines/slow.py").write_text(slow)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "slow", "tiny"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (tmp_path / "importing").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "slow: stopped; the same command carries on\n")
+
+
+def test_a_stage_that_is_started_by_name_gets_its_arguments() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pipelines", "evaluate", "huge"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "argument variant: invalid choice: 'huge'" in result.stderr
