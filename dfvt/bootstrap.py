@@ -31,6 +31,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 PIP: list[str | Path] = [PYTHON, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
 STAMP = VENV / ".ready"
+OWN = VENV / ".made-by-dfvt"
+TORCH_SECONDS = 900
 REQUIREMENTS = ROOT / "requirements.txt"
 VERIFY = """
 import torch, torchvision, mmcv._ext
@@ -147,6 +149,33 @@ def output_of(*command: str | Path) -> str:
         return ""
 
 
+def installed_torch() -> tuple[str, str]:
+    """Return the versions of torch in the environment and of its CUDA ("" for a CPU build).
+
+    Raises:
+        SetupError: torch cannot be imported.
+    """
+    query = "import torch; print(torch.__version__, torch.version.cuda or '')"
+    try:
+        # The first import reads 5 GB from disk, which takes minutes where other programs are at work.
+        done = subprocess.run(
+            [PYTHON, "-I", "-c", query], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f"import torch took longer than {TORCH_SECONDS / 60:.0f} minutes: "
+            "run the same command again when this machine is less busy.",
+            exit_code=1,
+        ) from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SetupError(
+            f"torch cannot be imported ({reason}): {PYTHON} -c 'import torch' shows more.", exit_code=1
+        )
+    version, _, cuda = done.stdout.rstrip("\n").partition(" ")
+    return version, cuda
+
+
 def run(step: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
     """Run one step, say every minute that it goes on, and on the way out leave no process behind."""
     started = time.monotonic()
@@ -181,17 +210,53 @@ def locked() -> Iterator[None]:
 
 
 def make_venv() -> None:
-    """Keep a ``.venv`` made here with this Python, finished or not; replace any other."""
+    """Keep a ``.venv`` that the set-up made here with this Python; replace another one of the set-up.
+
+    Raises:
+        SetupError: ``.venv`` has content that the set-up did not make.
+    """
     config = VENV / "pyvenv.cfg"
-    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() and PYTHON.exists() else []
+    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     made_here = any(line.startswith("command = ") and line.endswith(f" -m venv {VENV}") for line in lines)
-    if made_here and f"version = {platform.python_version()}" in lines:
+    if VENV.exists() and not is_own():
+        tool = next(
+            (line.partition(" = ")[0] for line in lines if line.startswith(("uv = ", "virtualenv = "))), None
+        )
+        made_by = f"was made by {tool}" if tool else "was not made by this set-up"
+        raise SetupError(
+            f"{VENV} {made_by}, and its packages would be replaced: move or remove it, and run the same command again."
+        )
+    if made_here and f"version = {platform.python_version()}" in lines and PYTHON.exists():
+        OWN.touch()
         return
     if VENV.is_symlink():
+        say(f"replacing the link {VENV}; what it points to is not touched")
         VENV.unlink()
     elif VENV.exists():
+        why = "it was made with another Python" if made_here else "it was moved or not finished"
+        say(f"replacing {VENV}: {why}")
         shutil.rmtree(VENV)
     run("making .venv", [sys.executable, "-I", "-m", "venv", VENV])
+    OWN.touch()
+
+
+def is_own() -> bool:
+    """Whether the set-up made ``.venv``, or nothing is lost when it is replaced."""
+    if VENV.is_symlink() or any(
+        (VENV / name).exists() for name in (OWN.name, STAMP.name, "requirements.txt")
+    ):
+        return True
+    # Stopped before it was marked: what Python's venv module makes, and no more.
+    packages = {path.name.partition("-")[0] for path in VENV.glob("lib/python*/site-packages/*")}
+    foreign = {path.name for path in VENV.iterdir()} - {
+        "bin",
+        "include",
+        "lib",
+        "lib64",
+        "pyvenv.cfg",
+        ".gitignore",
+    }
+    return not foreign and packages <= {"pip", "setuptools", "_distutils_hack", "distutils", "pkg_resources"}
 
 
 def visible_archs(environ: Mapping[str, str]) -> list[str]:
@@ -207,17 +272,32 @@ def toolkit_version(environ: Mapping[str, str]) -> str | None:
     return release[1] if release else None
 
 
+def wheel_cache() -> Path:
+    """Return the folder of compiled wheels, made now if need be.
+
+    Raises:
+        SetupError: this user cannot write there.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dfvt", "wheels")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError as error:
+        raise SetupError(
+            f"{cache} cannot be written ({error.strerror}), but the compiled mmcv-full is kept there: "
+            "set XDG_CACHE_HOME to a folder that you can write to."
+        ) from error
+
+
 def mmcv_wheel(pin: str) -> Path:
     """Return the compiled wheel of mmcv-full for this Python, torch and machine, made now if need be."""
-    query = output_of(PYTHON, "-I", "-c", "import torch; print(torch.__version__, torch.version.cuda or '')")
-    if not query:
-        raise SetupError(f"torch cannot be imported: {PYTHON} -c 'import torch' says why.", exit_code=1)
-    torch, _, cuda = query.rstrip("\n").partition(" ")
+    torch, cuda = installed_torch()
     ops = choose_ops(cuda or None, visible_archs(os.environ), toolkit_version(os.environ))
     say(f"mmcv-full has {'CPU' if ops.name == 'cpu' else 'CUDA'} ops: {ops.reason}")
 
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dfvt", "wheels")
+    cache = wheel_cache()
     key = f"py{version}-{sys.platform}-{platform.machine()}-torch{torch}-{ops.name}"
     folder = cache / pin.replace("==", "-") / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,6 +360,7 @@ def main() -> int:
         if is_ready():
             return 0
         check_machine(os.environ)
+        wheel_cache()
         with locked():
             if not is_ready():
                 started = time.monotonic()
@@ -291,6 +372,13 @@ def main() -> int:
     except SetupError as error:
         say(str(error))
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        say(
+            f"{error.filename}: {error.strerror}: give yourself access to it, and run the same command again."
+        )
+        return 2
     except KeyboardInterrupt:
         say("stopped; run the same command again to carry on")
         return 130

@@ -1,4 +1,7 @@
-"""Run a stage, or `repro`, as `python -m pipelines NAME`: Ctrl-C is one sentence, also while the stage imports."""
+"""Run a stage, or `repro`, as `python -m pipelines NAME`.
+
+So Ctrl-C is one sentence also while the stage imports its modules.
+"""
 
 from __future__ import annotations
 

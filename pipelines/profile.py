@@ -29,7 +29,7 @@ def main(settings: Settings) -> None:
         if image_size := settings.train.for_variant(variant).image_size:
             set_image_size(cfg, image_size)
         write_config(cfg, CONFIGS / f"{variant}.py")
-        # A mistake in the options of a training is an error here, before DVC removes the results of the last one.
+        # A mistake in a training's options is an error here, before DVC removes the last training's results.
         load_config(CONFIGS / f"{variant}.py", settings.train.for_variant(variant).cfg_options)
         sizes[variant] = asdict(measure_complexity(build_bare_detector(cfg), input_shape_of(cfg)))
     METRICS.parent.mkdir(exist_ok=True)

@@ -51,8 +51,8 @@ def main() -> int:
 def end_stages(number: int, _: FrameType | None) -> NoReturn:
     """Pass a signal on to the running stage, wait for the end of the stage, and end this process.
 
-    `timeout`, Slurm and systemd send the signal to the stage too, and `timeout` sends it twice: then the stage
-    or its shell may have ended already.
+    `timeout`, Slurm and systemd send the signal to the stage too, and `timeout` sends it twice. Then the
+    stage or its shell may have ended already.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for stage in running_stages():
@@ -134,8 +134,8 @@ def reproduce(targets: list[str], *, force: bool) -> int:
 def former_results_kept(repo: Repo) -> Iterator[None]:
     """Bring back the last results of a stage that does not finish in the body.
 
-    DVC removes the outputs of a stage before it runs the stage. (`persist: true` in dvc.yaml would keep them, but
-    then DVC does not restore results of earlier parameters.)
+    DVC removes the outputs of a stage before it runs the stage. (`persist: true` in dvc.yaml would keep them,
+    but then DVC does not restore results of earlier parameters.)
     """
     before = {stage: [out for out in stage.outs if out.exists] for stage in repo.index.stages}
     uncached = {

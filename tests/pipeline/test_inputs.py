@@ -87,7 +87,7 @@ def test_what_dvc_would_wait_for_or_refuse_is_named(project: Path) -> None:
     pipe.unlink()
     (project / "data/source/other").mkdir()
     (project / "data/source/other/.dvcignore").touch()
-    with pytest.raises(ValueError, match="contains the DVC project data/source/other: set data.root"):
+    with pytest.raises(ValueError, match=r"contains the DVC project data/source/other: set data\.root"):
         check_data_root(Path("data/source"))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(bootstrap, "VENV", root / ".venv")
     monkeypatch.setattr(bootstrap, "PYTHON", root / ".venv" / "bin" / "python")
     monkeypatch.setattr(bootstrap, "STAMP", root / ".venv" / ".ready")
+    monkeypatch.setattr(bootstrap, "OWN", root / ".venv" / bootstrap.OWN.name)
     (root / ".venv" / "bin").mkdir(parents=True)
     (root / ".venv" / "bin" / "python").touch()
     (root / "requirements.txt").write_text("six==1.17.0\n")
@@ -187,6 +190,95 @@ def test_a_failed_step_is_a_sentence_and_stopping_leaves_no_process(
     assert children[0].returncode is not None
     with pytest.raises(ProcessLookupError):
         os.killpg(children[0].pid, 0)
+
+
+def made_with(checkout: Path, command: str, version: str = platform.python_version()) -> None:
+    lines = [f"version = {version}", command]
+    (checkout / ".venv" / "pyvenv.cfg").write_text("".join(f"{line}\n" for line in lines))
+    (checkout / ".venv/lib/python3.11/site-packages/pip").mkdir(parents=True)
+
+
+@pytest.fixture
+def steps(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Steps of the set-up, which make the folder and do nothing else."""
+    steps: list[str] = []
+
+    def run(step: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+        steps.append(step)
+        bootstrap.VENV.mkdir()
+
+    monkeypatch.setattr(bootstrap, "run", run)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("line", "package", "made_by"),
+    [
+        ("uv = 0.9.1", "pip", "was made by uv"),
+        ("virtualenv = 20.1", "numpy", "was made by virtualenv"),
+        ("command = /usr/bin/python3 -m venv {venv}", "numpy", "was not made by this set-up"),
+        ("home = /usr/bin", "numpy", "was not made by this set-up"),
+    ],
+)
+def test_an_environment_of_another_tool_stays(
+    checkout: Path, steps: list[str], line: str, package: str, made_by: str
+) -> None:
+    made_with(checkout, line.format(venv=bootstrap.VENV))
+    own = checkout / f".venv/lib/python3.11/site-packages/{package}/own.py"
+    own.parent.mkdir(exist_ok=True)
+    own.touch()
+    if package == "pip":
+        (checkout / ".venv/share").mkdir()
+    with pytest.raises(SetupError, match=rf"{made_by}, .*: move or remove it") as error:
+        bootstrap.make_venv()
+    assert error.value.exit_code == 2
+    assert own.exists() and steps == []
+
+
+def test_an_own_environment_is_kept_or_replaced_with_a_word(
+    checkout: Path, steps: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"command = /usr/bin/python3 -m venv {bootstrap.VENV}"
+    made_with(checkout, command)  # stopped before it was marked
+    bootstrap.make_venv()
+    assert steps == [] and bootstrap.OWN.exists()
+    (checkout / ".venv/lib/python3.11/site-packages/torch").mkdir()
+    bootstrap.make_venv()
+    assert steps == [] and capsys.readouterr().err == ""
+    (checkout / ".venv/pyvenv.cfg").write_text(f"version = 3.1.4\n{command}\n")
+    bootstrap.make_venv()
+    assert steps == ["making .venv"]
+    assert capsys.readouterr().err == f"set-up: replacing {bootstrap.VENV}: it was made with another Python\n"
+    assert list(bootstrap.VENV.iterdir()) == [bootstrap.OWN]
+
+
+def test_a_slow_machine_has_minutes_to_import_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Sequence[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+        if timeout < seconds:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(
+            command, returncode, "2.13.0 13.0\n", "Traceback\nOSError: no libc\n"
+        )
+
+    monkeypatch.setattr(subprocess, "run", run)
+    seconds, returncode = 300, 0
+    assert bootstrap.installed_torch() == ("2.13.0", "13.0")
+    seconds = 10**6
+    with pytest.raises(
+        SetupError, match=r"^import torch took longer than 15 minutes: run the same command again"
+    ):
+        bootstrap.installed_torch()
+    seconds, returncode = 0, 1
+    with pytest.raises(SetupError, match=r"^torch cannot be imported \(OSError: no libc\): "):
+        bootstrap.installed_torch()
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    with pytest.raises(
+        SetupError, match=r"^/dev/null/cache/dfvt/wheels cannot be written .*: set XDG_CACHE_HOME"
+    ):
+        bootstrap.wheel_cache()
 
 
 def pins() -> dict[str, Requirement]:
