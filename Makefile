@@ -32,8 +32,7 @@ test-all: setup  ## run the slow tests too
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 ui: setup  ## serve MLflow on 127.0.0.1; PORT=5000
-	@exec .venv/bin/python -m mlflow server --backend-store-uri sqlite:///mlflow.db \
-		--artifacts-destination mlartifacts --host 127.0.0.1 --port $(PORT)
+	@exec .venv/bin/python -m pipelines ui --port '$(PORT)'
 
 lint: setup  ## check style, types and the direction of imports
 	.venv/bin/python -m ruff check

@@ -224,7 +224,8 @@ def make_venv() -> None:
         )
         made_by = f"was made by {tool}" if tool else "was not made by this set-up"
         raise SetupError(
-            f"{VENV} {made_by}, and its packages would be replaced: move or remove it, and run the same command again."
+            f"{VENV} {made_by}, and its packages would be replaced: "
+            "move or remove it, and run the same command again."
         )
     if made_here and f"version = {platform.python_version()}" in lines and PYTHON.exists():
         OWN.touch()

@@ -144,7 +144,7 @@ def _trained_options(lock: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     if not lock.is_file():
         return {}
     stages = (yaml.load(lock.read_bytes(), Loader=yaml.CSafeLoader) or {}).get("stages") or {}
-    trained = {}
+    trained: dict[str, tuple[str, dict[str, Any]]] = {}
     for variant in VARIANTS:
         try:
             params = stages[f"train@{variant}"]["params"]["params.yaml"]

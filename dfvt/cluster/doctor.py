@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dfvt.cluster.nodes import Node, Unanswered, on_each_node
 from dfvt.cluster.records import DATASET_MANIFEST
+from dfvt.cluster.session import ray_folder
 from dfvt.data.manifest import DatasetManifest
 from dfvt.tracking.mlflow import require_reachable
 
@@ -84,14 +85,21 @@ def unanswered(name: str, reason: str) -> NodeReport:
     return NodeReport(name, (Check("answer", "none", f"tasks do not run there ({reason})"),))
 
 
-def examine(expected: Expectation, node: str) -> NodeReport:
-    """The report of the machine that this process runs on, under the name `node`."""
+def examine(expected: Expectation, node: str, *, starts_ray: bool = False) -> NodeReport:
+    """The report of the machine that this process runs on, under the name `node`.
+
+    Args:
+        expected: what the machine is compared with.
+        node: the name of the machine in the report.
+        starts_ray: whether a training here starts a Ray of its own, not one of a cluster's nodes.
+    """
     probes: dict[str, Callable[[Expectation], tuple[str, str | None]]] = {
         "versions": probe_versions,
         "GPUs": probe_gpus,
         "mmcv ops": probe_ops,
         "free disk": lambda _: probe_space("free disk", Path(tempfile.gettempdir())),
         "/dev/shm": lambda _: probe_space("/dev/shm", SHARED_MEMORY),
+        **({"sockets": probe_sockets} if starts_ray else {}),
         "data": probe_data,
         "MLflow": probe_tracking,
     }
@@ -146,6 +154,14 @@ def probe_space(name: str, folder: Path) -> tuple[str, str | None]:
     return f"{free / 1e9:.1f} GB", problem if free < wanted else None
 
 
+def probe_sockets(_: Expectation) -> tuple[str, str | None]:
+    try:
+        folder = ray_folder()
+    except ValueError as error:
+        return "path too long", str(error)
+    return f"in {folder}" if folder else "fit", None
+
+
 def probe_data(expected: Expectation) -> tuple[str, str | None]:
     if expected.dataset is None:
         return "not prepared", None
@@ -177,7 +193,9 @@ def examine_here(home: Path, tracking_uri: str) -> NodeReport:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     num_gpus = 0 if hidden else len(list(Path("/dev").glob("nvidia[0-9]*")))
     return examine(
-        Expectation(versions_here(), num_gpus, dataset_of(home), tracking_uri), socket.gethostname()
+        Expectation(versions_here(), num_gpus, dataset_of(home), tracking_uri),
+        socket.gethostname(),
+        starts_ray=not os.environ.get("RAY_ADDRESS"),
     )
 
 

@@ -8,14 +8,21 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 
+# Of a socket's path: the system's limit on Linux and macOS, and what Ray and Python's multiprocessing add.
+MAX_SOCKET_PATH = 107 if sys.platform.startswith("linux") else 103
+RAY_SOCKET = "/session_2026-12-31_23-59-59_123456_1234567/sockets/plasma_store"
+LOADER_SOCKET = "/pymp-12345678/listener-12345678"
+SHORT_FOLDERS = ("/tmp", "/var/tmp")
 OBJECT_STORE_BYTES = 256 * 2**20  # trainings pass no data through Ray
 CONNECT_SECONDS = 5.0
 LEAST_STARTING = 16  # processes that a Ray of our own may start at once
@@ -55,7 +62,7 @@ def connect(address: str) -> str:
     """Connects this process to Ray, `local` starts one; returns the job's id.
 
     Raises:
-        ValueError: the cluster does not answer.
+        ValueError: the cluster does not answer, or the paths of temporary files are too long.
         RuntimeError: a Ray of its own did not start in time.
     """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -68,6 +75,8 @@ def connect(address: str) -> str:
         num_starting = max(os.cpu_count() or 1, LEAST_STARTING)
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_starting))
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        if folder := ray_folder():
+            options["_temp_dir"] = str(folder)
     if shlex.quote(sys.executable) != sys.executable:
         # Ray starts some workers through a shell, and does not quote a path with spaces: they never come
         # up. The nodes of a cluster share the project's folder, and the environment in it.
@@ -84,6 +93,41 @@ def connect(address: str) -> str:
             "the same command tries again"
         ) from error
     return ray.get_runtime_context().get_job_id()
+
+
+def ray_folder() -> Path | None:
+    """Return the folder for the sockets and logs of a local Ray, None for Ray's own choice.
+
+    Ray puts them below `RAY_TMPDIR` or `TMPDIR`. Slurm sets `TMPDIR` to paths that are too long for sockets.
+
+    Raises:
+        ValueError: the path is too long, and there is no short folder that can be used instead.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    loaders = tempfile.gettempdir()  # sockets of a training's loader processes
+    if too_long(loaders, LOADER_SOCKET):
+        raise ValueError(
+            f"the path of the folder for temporary files is too long for sockets ({loaders}): "
+            f"set TMPDIR to a folder whose path has at most {MAX_SOCKET_PATH - len(LOADER_SOCKET)} bytes"
+        )
+    if not too_long(f"{chosen}/ray", RAY_SOCKET):
+        return None
+    for folder in SHORT_FOLDERS:
+        place = Path(folder, f"ray-{os.getuid()}")
+        with suppress(OSError):
+            place.mkdir(mode=0o700, exist_ok=True)
+            if place.stat().st_uid == os.getuid() and os.access(place, os.W_OK):
+                return place
+    raise ValueError(
+        f"the path of the folder for temporary files is too long for Ray's sockets ({chosen}), and none of "
+        f"{', '.join(SHORT_FOLDERS)} can be written to: set RAY_TMPDIR to a folder whose path has at most "
+        f"{MAX_SOCKET_PATH - len(RAY_SOCKET) - len('/ray')} bytes"
+    )
+
+
+def too_long(folder: str, socket_name: str) -> bool:
+    """Whether a socket in a folder has a path that the system refuses."""
+    return len(os.fsencode(folder + socket_name)) > MAX_SOCKET_PATH
 
 
 def require_answer(address: str) -> None:

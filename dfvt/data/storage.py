@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +20,23 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 # They have no folders to be made.
 OBJECT_STORES = ("s3", "gcs", "abfs")
 NUM_COPYING_THREADS = 16
+KEPT_SECONDS = 300.0  # of a file system: making one may take a request
 COPIED_BYTES = 16 << 20  # a request each: of small ones the answers take longer than the bytes
 
 
-@lru_cache
 def open_address(address: str) -> tuple[FileSystem, str]:
-    """The file system of an address, and the path there.
+    """Return the file system of an address, and the path there.
+
+    A file system is used for minutes, and not after an error: so credentials that have expired are read anew.
 
     Raises:
         ValueError: it is no address that pyarrow knows.
     """
+    return _open_address(address, time.monotonic() // KEPT_SECONDS)
+
+
+@lru_cache
+def _open_address(address: str, period: float) -> tuple[FileSystem, str]:
     try:
         storage, base = FileSystem.from_uri(address)
     except (OSError, ValueError) as error:
@@ -62,6 +70,7 @@ class StorageFolder:
         except FileNotFoundError:
             raise
         except OSError as error:
+            _open_address.cache_clear()
             raise ValueError(f"{self.address}: {str(error).splitlines()[0]}") from error
 
     def files(self, *, recursive: bool = False) -> dict[str, FileInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def test_each_lack_is_named(
     versions, gpus, *_ = report.problems
     assert "torch is" in versions and "1.7.0 where the sweep starts" in versions
     assert "Ray counts 2 here, torch can use none" in gpus
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_named(
+    healthy: Expectation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = examine(healthy, "here", starts_ray=True)
+    assert report.problems == [] and "sockets" in [check.name for check in report.checks]
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 90)
+    monkeypatch.setattr(doctor, "probe_space", lambda name, folder: ("enough", None))
+    (problem,) = examine(healthy, "here", starts_ray=True).problems
+    assert problem.startswith("here: sockets: ") and "set TMPDIR to a folder" in problem
 
 
 def test_a_probe_that_breaks_is_a_problem(healthy: Expectation, monkeypatch: pytest.MonkeyPatch) -> None:

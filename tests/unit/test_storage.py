@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
+from dfvt.data import storage
 from dfvt.data.storage import Mirror, StorageFolder, open_address
 from tests.servers import s3_server
 
@@ -101,3 +104,37 @@ def test_a_storage_that_nobody_answers_for_is_one_sentence(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="s3://bucket/a") as raised:
         folder.write("a", b"b")
     assert "\n" not in str(raised.value)
+
+
+def test_credentials_that_have_expired_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Storage:
+        def __init__(self, credentials: str) -> None:
+            opened.append(credentials)
+            self.credentials = credentials
+
+        def get_file_info(self, *arguments: object, **options: object) -> object:
+            if self.credentials != valid:
+                raise OSError("ExpiredToken")
+            return LocalFileSystem().get_file_info(*arguments, **options)
+
+    def from_uri(address: str) -> tuple[Storage, str]:
+        return Storage(valid), address.removeprefix("s3:/")
+
+    monkeypatch.setattr(storage, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    monkeypatch.setattr(storage.time, "monotonic", lambda: now)
+    valid, now = "first", 1000.0
+    folder = StorageFolder(f"s3:/{tmp_path}")
+    (tmp_path / "state.pth").touch()
+    assert folder.info("state.pth") and folder.info("state.pth")
+    assert opened == ["first"], "one connection for many files"
+    valid = "second"
+    with pytest.raises(ValueError, match="ExpiredToken"):
+        folder.info("state.pth")
+    assert folder.info("state.pth"), "after an error"
+    valid, now = "third", now + 2 * storage.KEPT_SECONDS
+    assert folder.info("state.pth"), "after some minutes"
+    assert opened == ["first", "second", "third"]
