@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from dfvt.settings import VARIANTS, Settings, TrainSettings
+from dfvt.settings import VARIANTS, Settings, TrainSettings, Variant
 
 # What stages and libraries write. tests/pipeline/test_inputs.py compares them with the outputs of dvc.yaml.
 WRITTEN = (
@@ -18,8 +19,12 @@ WRITTEN = (
 )
 
 
-def check_inputs(settings: Settings) -> None:
+def check_inputs(settings: Settings, targets: Sequence[str] = ()) -> None:
     """Check everything that DVC or a stage would refuse later: data, configs and addresses.
+
+    Args:
+        settings: of params.yaml.
+        targets: stages that run with what they need; none for all.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -31,7 +36,7 @@ def check_inputs(settings: Settings) -> None:
     check_data_root(settings.data.root)
     for variant in VARIANTS:
         settings.config_path(variant)
-    check_training_options(settings, Path("dvc.lock"))
+    check_training_options(settings, Path("dvc.lock"), variants_of(targets))
     if os.environ.get("MLFLOW_TRACKING_URI") and settings.tracking.required:
         from dfvt.tracking.mlflow import require_reachable, tracking_uri
 
@@ -91,7 +96,14 @@ def _check_entries(root: Path) -> None:
                     )
 
 
-def check_training_options(settings: Settings, lock: Path) -> None:
+def variants_of(targets: Sequence[str]) -> tuple[Variant, ...]:
+    """Return the variants that are trained for these stages."""
+    if not targets or "report" in targets:
+        return VARIANTS
+    return tuple(variant for variant in VARIANTS if any(target.endswith(f"@{variant}") for target in targets))
+
+
+def check_training_options(settings: Settings, lock: Path, variants: Sequence[Variant] = VARIANTS) -> None:
     """Check `train.cfg_options` against the configs, before DVC removes the results of the last training.
 
     That takes seconds, for mmdet is imported. So options are skipped that a training has already used,
@@ -103,7 +115,7 @@ def check_training_options(settings: Settings, lock: Path) -> None:
     trained = _trained_options(lock)
     pending = [
         variant
-        for variant in VARIANTS
+        for variant in variants
         if (options := settings.train.for_variant(variant).cfg_options)
         and trained.get(variant) != (settings.config_path(variant).as_posix(), dict(options))
     ]

@@ -35,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
-        check_inputs(load_settings())
+        check_inputs(load_settings(), options.targets)
     except (ValueError, FileNotFoundError) as error:
         print(f"repro: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ import yaml
 
 from dfvt.settings import Settings
 from pipelines import inputs
-from pipelines.inputs import WRITTEN, check_data_root, check_training_options
+from pipelines.inputs import WRITTEN, check_data_root, check_training_options, variants_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +138,21 @@ def test_options_that_a_training_has_used_are_not_checked_again(
     (tmp_path / "dvc.lock").write_text("stages: {train@tiny: {params: null}}")
     check_training_options(settings, tmp_path / "dvc.lock")
     assert checked[4:] == ["tiny", "small", "base"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "variants"),
+    [
+        ([], ("tiny", "small", "base")),
+        (["report"], ("tiny", "small", "base")),
+        (["validate_data"], ()),
+        (["train@tiny", "evaluate@base"], ("tiny", "base")),
+    ],
+)
+def test_options_of_variants_that_are_not_trained_are_not_checked(
+    targets: list[str], variants: tuple[str, ...]
+) -> None:
+    assert variants_of(targets) == variants
 
 
 def test_without_options_mmdet_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
