@@ -27,6 +27,7 @@ from torch.export import Dim, ExportedProgram, export, load, save
 import dfvt
 from dfvt.data.files import write_whole
 from dfvt.engine.dataset_configs import tested_data
+from dfvt.engine.loaders import steps_of
 from dfvt.engine.predict import Prediction, Predictor
 
 DENSE, BBOX_HEAD, MASK_HEAD = "dense", "bbox_head", "mask_head"
@@ -163,7 +164,19 @@ def load_programs(folder: Path) -> Programs:
 def describe_export(
     cfg: Config, detector: TwoStageDetector, classes: Sequence[str], programs: Programs
 ) -> dict[str, Any]:
-    """What stands in `export.json`: what the programs take and give, the settings of what lies between."""
+    """What stands in `export.json`: what the programs take and give, the settings of what lies between.
+
+    Raises:
+        ValueError: the config loads images otherwise than upright and in the order BGR, which nobody who uses
+            the programs would know.
+    """
+    loader = next(iter(steps_of(tested_data(cfg).pipeline)))
+    kind = loader.get("color_type", "color"), loader.get("channel_order", "bgr")
+    if kind != ("color", "bgr"):
+        raise ValueError(
+            f"the config loads images with color_type={kind[0]!r} and channel_order={kind[1]!r}: an export "
+            "knows 'color' and 'bgr' alone"
+        )
     steps = [step for step in tested_data(cfg).pipeline if step.type == "MultiScaleFlipAug"]
     transforms = {step.type: step for one in steps for step in one.transforms}
     normalize = transforms.get("Normalize", {})

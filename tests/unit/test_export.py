@@ -23,6 +23,7 @@ from dfvt.engine.export import (
     MANIFEST,
     TOLERANCE,
     check_export,
+    describe_export,
     export_detector,
     load_programs,
     output_differences,
@@ -235,3 +236,10 @@ def test_other_detectors_are_refused(config: Config) -> None:
     model.roi_head = torch.nn.Identity()
     with pytest.raises(ValueError, match="only detectors with an RPNHead and a StandardRoIHead"):
         export_detector(model, 1, 64, 96)
+
+
+@pytest.mark.parametrize("option", [{"color_type": "color_ignore_orientation"}, {"channel_order": "rgb"}])
+def test_images_that_a_config_loads_otherwise_are_refused(config: Config, option: dict[str, str]) -> None:
+    config.data.test.pipeline[0].update(option)
+    with pytest.raises(ValueError, match="an export knows 'color' and 'bgr' alone"):
+        describe_export(config, build_bare_detector(config), (), {})
