@@ -296,9 +296,10 @@ def _test(options: Namespace) -> None:
         return
     numbers = {name: value for name, value in evaluation.numbers.items() if name.split("_")[0] in chosen}
     for name, value in numbers.items():
-        print(f"{name:12} {value:.4f}")
+        print(f"{name:12} {value:.3f}" if value >= 0 else f"{name:12} \N{EN DASH}")
     if out:
-        out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        known = {name: value if value >= 0 else None for name, value in numbers.items()}  # COCO's −1 is null
+        out.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         for iou_type in chosen:
             predictions = json.dumps(evaluation.predictions[iou_type])
             out.with_suffix(f".{iou_type}.json").write_text(predictions, encoding="utf-8")

@@ -94,9 +94,11 @@ class MlflowCurves(ClusterCallback):
             self.flush()
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        numbers = {f"val/{name}": value for name, value in record.metrics.items()}
+        # MLflow has no value for what is undefined (COCO's −1), so it gets no point.
+        numbers = {f"val/{name}": value for name, value in record.metrics.items() if value >= 0}
         self.update_best(numbers)
-        self.add(record.step, numbers | self.best)
+        if numbers:
+            self.add(record.step, numbers | self.best)
         self.flush()
 
     def update_best(self, numbers: Mapping[str, float]) -> None:

@@ -76,5 +76,5 @@ def summary_of(sweep: Sweep) -> dict[str, float]:
         "num_trials": float(len(records)),
         "num_finished": float(sum(record.status == "finished" for record in records)),
     }
-    values = [record.metrics[metric] for record in records if metric in record.metrics]
+    values = [record.metrics[metric] for record in records if record.metrics.get(metric, -1) >= 0]
     return numbers | ({f"best_{metric}": best(values)} if values else {})

@@ -44,8 +44,14 @@ class CurveFiles(Callback):
         path: Path, columns: tuple[str, ...], step: int, epoch: int, numbers: dict[str, float]
     ) -> None:
         with path.open("a", newline="", encoding="utf-8") as file:
-            row = {"step": step, "epoch": epoch, **{name: f"{value:.6g}" for name, value in numbers.items()}}
+            texts = {name: f"{value:.6g}" for name, value in numbers.items() if not is_undefined(name, value)}
+            row = {"step": step, "epoch": epoch, **texts}
             csv.DictWriter(file, columns, extrasaction="ignore").writerow(row)
+
+
+def is_undefined(name: str, value: float) -> bool:
+    """Whether a number is the −1 with which COCO marks an mAP that is undefined; its cell stays empty."""
+    return "mAP" in name and value < 0
 
 
 def is_kept(row: dict[str, str | None], step: int) -> bool:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from faster_coco_eval import COCOeval_faster
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import get_dist_info
+from pycocotools.coco import COCO
 
 from dfvt.data.loading import build_test_loader
 from dfvt.data.samples import Batch
@@ -32,7 +33,7 @@ NUM_DECIMALS = 9
 
 @dataclass(frozen=True)
 class PrecisionCurve:
-    """Precision at COCO's 101 recall levels, IoU 0.5, mean over the classes."""
+    """Precision at COCO's 101 recall levels, IoU 0.5, mean over the classes; NaN if no class has objects."""
 
     recall: np.ndarray
     precision: np.ndarray
@@ -177,14 +178,8 @@ def evaluate_iou_type(
     names = [f"{iou_type}_mAP{suffix}" for suffix in METRIC_SUFFIXES]
     recall_names = [f"{iou_type}_AR{suffix}" for suffix in RECALL_SUFFIXES]
     recall = np.linspace(0, 1, 101)
-    if not records:  # pycocotools refuses an empty list; without a detection every average precision is 0
-        into.metrics.update(dict.fromkeys(names, 0.0))
-        into.recalls.update(dict.fromkeys(recall_names, 0.0))
-        into.class_ap[iou_type] = dict.fromkeys(dataset.CLASSES, 0.0)
-        into.precision[iou_type] = PrecisionCurve(recall, np.zeros_like(recall))
-        return
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        detections = dataset.coco.loadRes([dict(record) for record in records])
+        detections = detections_of(dataset.coco, records)
         coco_eval = COCOeval_faster(dataset.coco, detections, iou_type)
         coco_eval.params.catIds = dataset.cat_ids
         coco_eval.params.imgIds = dataset.img_ids
@@ -202,8 +197,18 @@ def evaluate_iou_type(
         for name, cat_id in zip(dataset.CLASSES, dataset.cat_ids, strict=True)
     }
     present = precision[0][:, (precision[0] > -1).all(axis=0)]
-    curve = present.mean(axis=1) if present.size else np.zeros_like(recall)
+    curve = present.mean(axis=1) if present.size else np.full_like(recall, np.nan)
     into.precision[iou_type] = PrecisionCurve(recall, curve)
+
+
+def detections_of(truth: COCO, records: list[dict[str, Any]]) -> COCO:
+    """Return COCO result records as COCO's evaluation takes them; pycocotools refuses an empty list."""
+    if records:
+        return truth.loadRes([dict(record) for record in records])
+    detections = COCO()
+    detections.dataset = {**truth.dataset, "annotations": []}
+    detections.createIndex()
+    return detections
 
 
 def defined_mean(values: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
 SECONDS_BETWEEN_LINES = 10.0
+UNDEFINED = "\N{EN DASH}"  # COCO's −1
 
 
 class Progress(Callback):
@@ -55,7 +56,7 @@ class Progress(Callback):
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         scores = ", ".join(
-            f"{name} {record.metrics[name]:.3f}"
+            f"{name} {record.metrics[name]:.3f}" if record.metrics[name] >= 0 else f"{name} {UNDEFINED}"
             for name in ("bbox_mAP", "segm_mAP")
             if name in record.metrics
         )

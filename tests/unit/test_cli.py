@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,18 @@ def test_images_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -> N
             _parse(wrong)
         assert ended.value.code == 2
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_an_undefined_number_of_a_test_is_a_dash_and_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {"bbox_mAP": 0.40216, "bbox_mAP_l": -1.0}
+    evaluation = SimpleNamespace(numbers=numbers, predictions={"bbox": []})
+    monkeypatch.setattr("dfvt.engine.launch.launch", lambda *arguments: evaluation)
+    out = tmp_path / "numbers.json"
+    assert main(["test", CONFIG, "some.pth", "--gpus", "0", "--eval", "bbox", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["bbox_mAP     0.402", "bbox_mAP_l   –"]
+    assert json.loads(out.read_text()) == {"bbox_mAP": 0.40216, "bbox_mAP_l": None}
 
 
 def test_options_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:

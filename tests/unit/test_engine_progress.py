@@ -47,6 +47,11 @@ def test_a_log_gets_plain_lines_with_the_time_left(
     assert len(lines) == 4
 
 
+def test_an_undefined_number_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress("x").on_evaluation(EvaluationRecord(1, 1, {"bbox_mAP": -1.0, "segm_mAP": 0.125}))
+    assert capsys.readouterr().err == "x: epoch 1, bbox_mAP –, segm_mAP 0.125\n"
+
+
 def test_lines_are_seconds_apart_but_the_last_one_always_comes(capsys: pytest.CaptureFixture[str]) -> None:
     listener = Progress("x")
     listener.on_start(TrainingStart(0, 40, 0, 2))

@@ -68,12 +68,17 @@ def test_the_ground_truth_itself_is_perfect(perfect: CocoEvaluation, dataset: An
         assert curve.precision.min() == pytest.approx(1.0)
 
 
-def test_no_predictions_are_worth_nothing(dataset: Any) -> None:
+def test_no_predictions_are_worth_nothing_where_there_are_objects(
+    dataset: Any, perfect: CocoEvaluation
+) -> None:
     boxes = [np.zeros((0, 5)) for _ in dataset.CLASSES]
     nothing: list[Any] = [(boxes, [[] for _ in dataset.CLASSES])] * len(dataset)
     evaluation = evaluate_results(dataset, nothing)
-    assert evaluation.metrics == dict.fromkeys(NAMES, 0.0)
-    assert evaluation.class_ap["segm"] == dict.fromkeys(dataset.CLASSES, 0.0)
+    assert evaluation.metrics == {name: min(value, 0.0) for name, value in perfect.metrics.items()}
+    assert evaluation.recalls == {name: min(value, 0.0) for name, value in perfect.recalls.items()}
+    for kind, of_class in perfect.class_ap.items():
+        assert evaluation.class_ap[kind] == {name: min(value, 0.0) for name, value in of_class.items()}
+    assert -1 in evaluation.metrics.values(), "no object is large, so there is no number for large ones"
     assert evaluation.precision["bbox"].precision.max() == 0
 
 

@@ -59,6 +59,18 @@ def test_curves_are_sent_once_and_in_order() -> None:
     assert recorder.log_curve.call_count == 1
 
 
+def test_an_undefined_number_has_no_point_and_an_empty_cell(tmp_path: Path) -> None:
+    run, files = Run(), CurveFiles(tmp_path)
+    curves = MlflowCurves(run)  # type: ignore[arg-type]
+    for callback in (curves, files):
+        callback.on_start(TrainingStart(0, 4, 0, 2, None))
+        callback.on_evaluation(EvaluationRecord(2, 1, {"bbox_mAP": -1.0, "segm_mAP": -1.0}))
+        callback.on_evaluation(EvaluationRecord(4, 2, {"bbox_mAP": 0.5, "segm_mAP": -1.0}))
+    assert run.points == [("val/bbox_mAP", 4, 0.5), ("best_bbox_mAP", 4, 0.5)]
+    text = (tmp_path / "val.csv").read_text().splitlines()
+    assert text == ["step,epoch,bbox_mAP,segm_mAP", "2,1,,", "4,2,0.5,"]
+
+
 class Run:
     """A run of a tracking store that may lose an answer after it took the numbers."""
 
