@@ -43,9 +43,10 @@ def add_compare_commands(commands: _SubParsersAction) -> None:
         "--gate",
         nargs="?",
         type=float,
-        const=0.5,
-        metavar="POINTS",
-        help="exit with 1 when a mean is so many points of mAP below the published number; default: 0.5",
+        const=0.005,
+        metavar="MAP",
+        help="exit with 1 if a mean is more than this below the published mAP, a fraction of 0 to 1; "
+        "default: 0.005, half a percent point",
     )
     _experiment_arguments(compare)
     compare.set_defaults(run=_compare)
@@ -96,9 +97,19 @@ def _runs(options: Namespace) -> tuple[str, list[RunInfo]]:
 
 
 def _compare(options: Namespace) -> int:
-    from dfvt.reports.compare import COMPARABLE, markdown, missed, rows_of, save_comparison
+    from dfvt.reports.compare import (
+        COMPARABLE,
+        by_data_set,
+        markdown,
+        missed,
+        require_tolerance,
+        rows_of,
+        save_comparison,
+    )
     from dfvt.tracking.runs import SWEEP_RUN
 
+    if options.gate is not None:
+        require_tolerance(options.gate)
     uri, runs = _runs(options)
     runs = [run for run in runs if SWEEP_RUN not in run.tags]  # a sweep as a whole is no detector
     if options.sweep:
@@ -115,16 +126,20 @@ def _compare(options: Namespace) -> int:
         print(f"dfvt: left out without --all: {counts}", file=sys.stderr)
     if not runs:
         raise ValueError("there are no such runs to compare: `dfvt runs find` lists what there is")
-    rows = rows_of(runs, each=options.each, metric=options.metric)
+    rows_by_data = {
+        data_set: rows_of(of_data, each=options.each, metric=options.metric)
+        for data_set, of_data in by_data_set(runs).items()
+    }
+    rows = [row for of_data in rows_by_data.values() for row in of_data]
     if not options.all and not any(row.metric(options.metric) for row in rows):
         raise ValueError(f"none of the runs has a number {options.metric!r}")
-    print(markdown(rows))
+    print(markdown(rows_by_data))
     if not all(row.metric("ms_per_image") for row in rows if "dfvt.sweep" not in row.first.tags):
         print("\nThe numbers of runs that were not evaluated are those of their last validation.")
     if not any(run.tags.get("dfvt.profile") == COMPARABLE for run in runs):
         print(f"\nNot beside the published results: those are of profile {COMPARABLE}.")
     if options.out:
-        files = save_comparison(rows, _config_differences(uri, runs), options.out)
+        files = save_comparison(rows_by_data, _config_differences(uri, runs), options.out)
         print(f"\nwritten: {', '.join(map(str, files))}")
     if options.gate is None:
         return 0
@@ -155,6 +170,7 @@ def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str
 def _find(options: Namespace) -> int:
     from rich.box import SIMPLE
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     _, runs = _runs(options)
@@ -164,7 +180,8 @@ def _find(options: Namespace) -> int:
         table.add_column(title)
     for run in runs:
         tags = [run.tags.get(tag, "")[:8] for tag in ("git.commit", "config.hash", "data.hash")]
-        table.add_row(run.run_id, run.name, run.status.lower(), run.tags.get("dfvt.variant", ""), *tags)
+        cells = [run.run_id, run.name, run.status.lower(), run.tags.get("dfvt.variant", ""), *tags]
+        table.add_row(*map(escape, cells))  # a name with brackets is no markup of rich's
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -46,6 +47,9 @@ def _parser(name: str) -> ArgumentParser:
 
 def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     started = time.monotonic()
+    if debug:  # it also tells where the warnings about pictures come from
+        logging.basicConfig(level=logging.WARNING)
+        logging.getLogger("dfvt").setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, _end_in_order)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
     # OpenMP's threads soon wait asleep: busy waiting makes a training ten times slower when another program

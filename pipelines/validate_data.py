@@ -6,6 +6,7 @@ from pathlib import Path
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.validation import validate_dataset
 from dfvt.reports.dataset import save_dataset_page
+from dfvt.reports.labels import missing_font_warning
 from dfvt.settings import Settings
 from pipelines.stage import DATASET_MANIFEST, run_stage
 
@@ -19,6 +20,8 @@ def main(settings: Settings) -> None:
     )
     for warning in report.warnings:
         print(f"validate_data: {warning}", file=sys.stderr)
+    if font_warning := missing_font_warning(manifest.classes):
+        print(f"validate_data: {font_warning}", file=sys.stderr)
     save_dataset_page(report, f"data set {manifest.name}", REPORT.with_suffix(".html"))
     if report.problems:
         page, more = REPORT.with_suffix(".html"), len(report.problems) - 1

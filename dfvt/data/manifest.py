@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dfvt.data.files import write_whole
 
+HASH_LENGTH = 12  # characters of a hash that are shown
+
+
+class DataReference(BaseModel):
+    """What numbers say of the data set that they are of: its name, and the first characters of its hash."""
+
+    name: str
+    hash: str
+
 
 class DatasetManifest(BaseModel):
     """Where a data set lies, its classes in the order of their category ids, and a hash of its content."""
@@ -26,6 +35,10 @@ class DatasetManifest(BaseModel):
     data_hash: str
     num_train_images: int
     num_val_images: int
+
+    @property
+    def reference(self) -> DataReference:
+        return DataReference(name=self.name, hash=self.data_hash[:HASH_LENGTH])
 
     @property
     def train_annotations_path(self) -> Path:

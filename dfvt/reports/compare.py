@@ -6,18 +6,20 @@ import csv
 import io
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dfvt.data.files import write_whole
 from dfvt.reports import pages
-from dfvt.reports.curves import STYLE, VARIANT_COLOURS, save_figure
+from dfvt.reports.curves import VARIANT_COLOURS, figure_style, save_figure
+from dfvt.reports.drawing import optional_picture, warn_on_stderr
+from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED, SOURCE
 from dfvt.reports.results import markdown_table
 from dfvt.tracking.runs import RunInfo
@@ -27,6 +29,9 @@ STOPPED = "dfvt.stopped_after_epoch"
 SETTING = ("dfvt.variant", "dfvt.profile", "data.hash", "config.hash", STOPPED)  # alike in runs of one row
 METRICS = {"bbox_mAP": "box mAP", "segm_mAP": "mask mAP"}
 NONE = "\N{EN DASH}"
+MAX_TOLERANCE = 0.1  # of the gate, in mAP; who writes more means percent points
+# Values that a parameter also has where it is not set. They say nothing, as a run without the parameter.
+SILENT_VALUES = {"cfg_options": "{}", "use_gpu": "auto"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,11 @@ class Row:
         return self.mean(lambda run: metric_of(run, name))
 
     def above_published(self, name: str) -> float | None:
-        """Points of mAP above the published number; None where that is none to compare with."""
+        """The mAP minus the published one; None where that is none to compare with."""
         mean, published = self.metric(name), PUBLISHED.get(self.variant)
         if mean is None or published is None or self.first.tags.get("dfvt.profile") != COMPARABLE:
             return None
-        return 100 * mean.value - (published.bbox_map if name == "bbox_mAP" else published.segm_map)
+        return mean.value - (published.bbox_map if name == "bbox_mAP" else published.segm_map)
 
 
 def metric_of(run: RunInfo, name: str) -> float | None:
@@ -91,19 +96,39 @@ def worker_hours(run: RunInfo) -> float | None:
     return None if run.seconds is None else run.seconds / 3600 * int(run.params.get("num_workers", 1))
 
 
+def data_set_of(run: RunInfo) -> str:
+    """The data set that a run's numbers are of: the profile, and the first characters of the data's hash."""
+    data_hash = run.tags.get("data.hash", "")
+    return f"{run.tags.get('dfvt.profile', '')} {data_hash[:8]}".strip() or "not noted"
+
+
+def by_data_set(runs: Sequence[RunInfo]) -> dict[str, list[RunInfo]]:
+    """The runs of each data set. Numbers of different data sets must not be ranked in one list."""
+    groups: dict[str, list[RunInfo]] = {}
+    for run in runs:
+        groups.setdefault(data_set_of(run), []).append(run)
+    return groups
+
+
+def param_of(run: RunInfo, key: str) -> str:
+    """A parameter of a run, empty without it, or with a value that says nothing."""
+    value = run.params.get(key, "")
+    return "" if value == SILENT_VALUES.get(key) else value
+
+
 def rows_of(runs: Sequence[RunInfo], *, each: bool = False, metric: str = "bbox_mAP") -> list[Row]:
     """The runs as rows, the best first; those that were stopped early come last, and apart.
 
     Args:
-        runs: any.
+        runs: runs on one data set.
         each: a row for each run, instead of one for those that differ in their seed alone.
         metric: what best means.
     """
     keys = dict.fromkeys(key for run in runs for key in run.params)
-    differing = [key for key in keys if len({run.params.get(key, "") for run in runs}) > 1]
+    differing = [key for key in keys if len({param_of(run, key) for run in runs}) > 1]
     groups: dict[Any, list[RunInfo]] = {}
     for run in runs:
-        params = tuple((key, run.params.get(key, "")) for key in keys if key != "seed")
+        params = tuple((key, param_of(run, key)) for key in keys if key != "seed")
         tags = tuple(run.tags.get(name, "") for name in SETTING)
         groups.setdefault(run.run_id if each else (params, tags), []).append(run)
     rows = [
@@ -121,12 +146,32 @@ def rows_of(runs: Sequence[RunInfo], *, each: bool = False, metric: str = "bbox_
     return sorted(rows, key=place)
 
 
-def missed(rows: Sequence[Row], tolerance: float) -> list[str]:
-    """Sentences about rows that are more than `tolerance` points of mAP below the published numbers.
+def require_tolerance(tolerance: float) -> None:
+    """Refuse a gate that is no difference of mAP. Earlier versions took percent points there, 0.5 by default.
 
     Raises:
-        ValueError: no row may be compared with the published numbers.
+        ValueError: it is negative, no number, or so large that percent points are meant.
     """
+    if 0 <= tolerance < MAX_TOLERANCE:
+        return
+    hint = f"; for {tolerance:g} percent points write {tolerance / 100:g}" if tolerance > 0 else ""
+    raise ValueError(
+        f"--gate {tolerance:g} must be at least 0 and less than {MAX_TOLERANCE:g}: it is a difference of "
+        f"mAP, which is a fraction of 0 to 1{hint}"
+    )
+
+
+def missed(rows: Sequence[Row], tolerance: float) -> list[str]:
+    """Sentences about rows whose mAP is more than `tolerance` below the published one.
+
+    Args:
+        rows: any.
+        tolerance: a difference of mAP, which is a fraction of 0 to 1: 0.005 is half a percent point.
+
+    Raises:
+        ValueError: no row may be compared with the published numbers, or as `require_tolerance`.
+    """
+    require_tolerance(tolerance)
     if all(row.above_published(name) is None for row in rows for name in METRICS):
         raise ValueError(
             f"none of the runs can be held against the published results: those are of profile {COMPARABLE}"
@@ -136,7 +181,7 @@ def missed(rows: Sequence[Row], tolerance: float) -> list[str]:
         for name, title in METRICS.items():
             above = row.above_published(name)
             if above is not None and above < -tolerance:
-                found.append(f"{row.name}: {title} is {-above:.1f} points below the published one")
+                found.append(f"{row.name}: {title} is {-above:.3f} below the published one")
     return found
 
 
@@ -147,7 +192,7 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     columns |= {key: partial(_differing, key=key) for key in keys if key != "variant"}
     columns["status"] = _status
     for name, title in METRICS.items():
-        columns[title] = partial(_percent, name=name)
+        columns[title] = partial(_map, name=name)
         columns[f"{title} − published"] = partial(_above_published, name=name)
     columns["params"] = lambda row: _shown(row.metric("num_params"), 1e-6, 1, "M")
     columns["FLOPs"] = lambda row: _shown(row.metric("flops"), 1e-9, 2, "G")
@@ -172,13 +217,13 @@ def _differing(row: Row, key: str) -> str:
         return value
 
 
-def _percent(row: Row, name: str) -> str:
-    return _shown(row.metric(name), 100, 1)
+def _map(row: Row, name: str) -> str:
+    return _shown(row.metric(name), 1, 3)
 
 
 def _above_published(row: Row, name: str) -> str:
-    points = row.above_published(name)
-    return NONE if points is None else f"{points:+.1f}"
+    difference = row.above_published(name)
+    return NONE if difference is None else f"{difference:+.3f}"
 
 
 def _status(row: Row) -> str:
@@ -194,41 +239,51 @@ def _shown(mean: Mean | None, factor: float, digits: int, unit: str = "") -> str
     return text if not mean.deviation else f"{text} ± {factor * mean.deviation:.{digits}f}{unit}"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table."""
-    header, cells = table_of(rows)
-    return markdown_table(
-        header, [[cell.replace("|", "\\|") for cell in row] for row in cells], text_columns=2
-    )
+def markdown(rows_by_data: Mapping[str, Sequence[Row]]) -> str:
+    """A Markdown table for each data set, below a line that names it."""
+    tables = []
+    for data_set, rows in rows_by_data.items():
+        header, cells = table_of(rows)
+        tables.append(f"Data set {data_set}:\n\n{markdown_table(header, cells, text_columns=2)}")
+    return "\n\n".join(tables)
 
 
 def save_comparison(
-    rows: Sequence[Row], differences: Mapping[str, Mapping[str, str]], folder: Path
+    rows_by_data: Mapping[str, Sequence[Row]], differences: Mapping[str, Mapping[str, str]], folder: Path
 ) -> list[Path]:
     """Writes compare.md, .csv (a line a run, unrounded), .html and, where FLOPs are known, pareto.png.
 
-    `differences` are config keys whose values differ, with those of each run. Returns the files.
+    Args:
+        rows_by_data: the rows of each data set.
+        differences: config keys whose values differ, with those of each run.
+        folder: takes the files.
+
+    Returns:
+        The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    header, cells = table_of(rows)
-    body = [pages.table(header, cells), pages.paragraph(f"Published: {SOURCE}, profile {COMPARABLE} alone.")]
-    text = markdown(rows)
+    body = []
+    for data_set, rows in rows_by_data.items():
+        body += [pages.heading(f"Data set {data_set}"), pages.table(*table_of(rows))]
+    body.append(pages.paragraph(f"Published: {SOURCE}, profile {COMPARABLE} alone."))
+    text = markdown(rows_by_data)
     if differences:
         names = list(dict.fromkeys(name for values in differences.values() for name in values))
         lines = [[key, *(values.get(name, NONE) for name in names)] for key, values in differences.items()]
         body += [pages.heading("Config keys that differ"), pages.table(["key", *names], lines)]
         text += "\n\n" + markdown_table(["key", *names], lines, text_columns=len(names) + 1)
     files = [folder / name for name in ("compare.html", "compare.md", "compare.csv")]
-    figure = draw_pareto(rows)
-    if figure:
-        files.append(folder / "pareto.png")
-        save_figure(figure, folder / "pareto.png")
-        body.append(pages.drawing(figure))
-        text += "\n\n![mAP against cost](pareto.png)"
-    page, table, lines_of_runs, *_ = files
+    page, table, lines_of_runs = files
+    picture = folder / "pareto.png"
+    with optional_picture(picture, warn_on_stderr):
+        if figure := draw_pareto(rows_by_data):
+            save_figure(figure, picture)
+            body.append(pages.drawing(figure))
+            text += "\n\n![mAP against cost](pareto.png)"
+            files.append(picture)
     pages.save_page(pages.page("Comparison", body), page)
     write_whole(table, text + "\n")
-    write_csv([run for row in rows for run in row.runs], lines_of_runs)
+    write_csv([run for rows in rows_by_data.values() for row in rows for run in row.runs], lines_of_runs)
     return files
 
 
@@ -246,35 +301,55 @@ def write_csv(runs: Sequence[RunInfo], path: Path) -> None:
         writer.writerow(
             [run.run_id, run.name, run.status, run.seconds]
             + [run.params.get(key, "") for key in params]
-            + [run.metrics.get(key, "") for key in metrics]
+            + [defined_value(key, run.metrics.get(key)) for key in metrics]
             + [run.tags.get(key, "") for key in tags]
         )
     write_whole(path, lines.getvalue())
 
 
-def draw_pareto(rows: Sequence[Row]) -> Figure | None:
-    """Box mAP against FLOPs and against the time for an image, the best trade-offs joined by a line."""
+def defined_value(name: str, value: float | None) -> float | None:
+    """A metric for a CSV; an mAP or a class's AP that is undefined (COCO's −1) is an empty cell."""
+    undefined = value is not None and value < 0 and ("mAP" in name or "_AP/" in name)
+    return None if undefined else value
+
+
+def draw_pareto(rows_by_data: Mapping[str, Sequence[Row]]) -> Figure | None:
+    """Box mAP against FLOPs and against the time for an image, the best trade-offs joined by a line.
+
+    Each data set has axes of its own.
+    """
     costs = {"flops": ("FLOPs (G)", 1e-9), "ms_per_image": ("ms an image", 1.0)}
-    points: dict[str, list[tuple[float, float, Row]]] = {}
-    for cost, (_, factor) in costs.items():
-        for row in rows:
-            price, mean = row.metric(cost), row.metric("bbox_mAP")
-            if price and mean and STOPPED not in row.first.tags:
-                points.setdefault(cost, []).append((factor * price.value, 100 * mean.value, row))
+    points: dict[tuple[str, str], list[tuple[float, float, Row]]] = {}
+    for data_set, rows in rows_by_data.items():
+        for cost, (_, factor) in costs.items():
+            for row in rows:
+                price, mean = row.metric(cost), row.metric("bbox_mAP")
+                if price and mean and STOPPED not in row.first.tags:
+                    point = factor * price.value, mean.value, row
+                    points.setdefault((data_set, cost), []).append(point)
     if not points:
         return None
-    with rc_context({**STYLE, "text.parse_math": False}):
-        figure = Figure(figsize=(5.5 * len(points), 4), layout="constrained")
-        for ax, (cost, found) in zip(
-            figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True
-        ):
+    with figure_style([row.name for rows in rows_by_data.values() for row in rows]):
+        num_rows = len({data_set for data_set, _ in points})
+        num_columns = max(Counter(data_set for data_set, _ in points).values())
+        figure = Figure(figsize=(5.5 * num_columns, 4 * num_rows), layout="constrained")
+        all_axes = figure.subplots(num_rows, num_columns, squeeze=False)
+        for ax in all_axes.ravel():
+            ax.set_axis_off()
+        places = {data_set: row for row, data_set in enumerate(dict.fromkeys(name for name, _ in points))}
+        filled: Counter[str] = Counter()
+        for (data_set, cost), found in points.items():
+            ax = all_axes[places[data_set], filled[data_set]]
+            filled[data_set] += 1
+            ax.set_axis_on()
             front = pareto_front([(x, y) for x, y, _ in found])
             ax.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
             for x, y, row in found:
                 ax.scatter(x, y, color=VARIANT_COLOURS.get(row.variant, "#555555"), zorder=2)
                 if len(found) <= 12:
-                    ax.annotate(row.name, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
-            ax.set(xlabel=costs[cost][0], ylabel="box mAP (%)")
+                    text = label_of(row.name)
+                    ax.annotate(text, (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
+            ax.set(title=f"data set {data_set}", xlabel=costs[cost][0], ylabel="box mAP")
     return figure
 
 

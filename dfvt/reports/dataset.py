@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfvt.data.validation import IntegrityReport, SplitReport
 from dfvt.reports import pages
-from dfvt.reports.curves import STYLE
+from dfvt.reports.curves import figure_style
+from dfvt.reports.drawing import reason_of
+from dfvt.reports.labels import label_of, missing_font_warning
 
+logger = logging.getLogger(__name__)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's
 MOST_OBJECTS = 20  # images with so many or more objects share a bar
 COUNTS = {
@@ -47,14 +50,29 @@ def save_dataset_page(report: IntegrityReport, title: str, path: Path) -> None:
         if lines:
             body += [pages.heading(name), pages.bullets(lines)]
     body += [pages.heading("What there is"), pages.table(["", *report.splits], count_rows(report))]
-    body += [pages.heading("Objects"), pages.drawing(_draw_sizes(report.splits))]
-    body += [pages.heading("Classes"), pages.drawing(_draw_classes(report.splits))]
+    for name, draw in (("Objects", _draw_sizes), ("Classes", _draw_classes)):
+        body += [pages.heading(name), _optional_drawing(draw, report.splits)]
+    classes = {one for split in report.splits.values() for one in split.num_objects}
+    if warning := missing_font_warning(classes):
+        body.append(pages.paragraph(warning))
     pages.save_page(pages.page(title, body), path)
+
+
+def _optional_drawing(
+    draw: Callable[[Mapping[str, SplitReport]], Figure], splits: Mapping[str, SplitReport]
+) -> str:
+    """Return a figure for the page, or why it was not drawn: the verdict does not depend on it."""
+    try:
+        return pages.drawing(draw(splits))
+    except Exception as error:
+        sentence = f"This figure was not drawn: {reason_of(error)}"
+        logger.warning(sentence)
+        return pages.paragraph(sentence)
 
 
 def _draw_sizes(splits: Mapping[str, SplitReport]) -> Figure:
     """Shares of objects by size, and of images by their number of objects."""
-    with rc_context(STYLE):
+    with figure_style():
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         sides = sorted({side for split in splits.values() for side in split.object_sizes.num_by_side})
@@ -96,7 +114,7 @@ def _draw_classes(splits: Mapping[str, SplitReport]) -> Figure:
     for split in splits.values():
         totals.update(split.num_objects)
     names = [name for name, _ in totals.most_common()]
-    with rc_context({**STYLE, "text.parse_math": False}):
+    with figure_style(names):
         figure = Figure(figsize=(11, 1.4 + 0.24 * len(names)), layout="constrained")
         ax = figure.subplots()
         thickness = 0.8 / len(splits)
@@ -105,7 +123,7 @@ def _draw_classes(splits: Mapping[str, SplitReport]) -> Figure:
             values = [split.num_objects.get(one, 0) for one in names]
             ax.barh(where, values, thickness, color=COLOURS[place % len(COLOURS)], label=name)
         ax.set(title="objects by class", xlabel="objects", xscale="symlog", xlim=(0, None))
-        ax.set_yticks(range(len(names)), names)
+        ax.set_yticks(range(len(names)), map(label_of, names))
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.xaxis.set_major_formatter("{x:,.0f}")

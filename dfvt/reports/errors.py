@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 KINDS: tuple[Kind, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which an object is found, and below which nothing was meant
 RECALLS = np.linspace(0, 1, 101)
-NO_OBJECT, NOT_FOUND = "(background)", "(missed)"
+NO_OBJECT, NOT_FOUND = "(background)", "(missed)"  # in the place of a class
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,27 @@ def put_right(judgement: Judgement, kind: Kind) -> list[tuple[int, float, bool]]
     return hits
 
 
+def told_from_markers(name: str) -> str:
+    """Return a class name that is neither `NO_OBJECT` nor `NOT_FOUND`.
+
+    A class that is named as one of them, in any number of brackets, gets one more pair: no two names become
+    the same, and all other names stay as they are.
+    """
+    bare = name
+    while bare.startswith("(") and bare.endswith(")"):
+        if bare in (NO_OBJECT, NOT_FOUND):
+            return f"({name})"
+        bare = bare[1:-1]
+    return name
+
+
 def confusions_of(judgement: Judgement, names: Mapping[int, str], score_threshold: float) -> pd.DataFrame:
     """Which class objects were taken for, by predictions of a score: columns actual, predicted, number.
 
     An object that was found counts as that; one that was not, as the class of the surest prediction that
     meant it, or as missed. What meant no object was background.
     """
+    names = {category_id: told_from_markers(name) for category_id, name in names.items()}
     counts: dict[tuple[str, str], int] = defaultdict(int)
     answered: set[tuple[int, int]] = set()
     for one in sorted(judgement.detections, key=lambda one: (one.kind is not None, -one.score)):
@@ -270,19 +285,29 @@ def order_images(judgement: Judgement, score_threshold: float) -> list[int]:
     return sorted((image_id for image_id, number in objects.items() if number), key=key)
 
 
-def write_errors(annotations: Path, folder: Path, score_threshold: float) -> list[int]:
-    """Writes `errors.csv` and `confusion.csv` beside `predictions.bbox.json` and `predictions.segm.json`.
+def write_errors(
+    truth: COCO,
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    folder: Path,
+    score_threshold: float,
+) -> list[int]:
+    """Write `errors.csv` and `confusion.csv` to a folder.
 
-    Returns the images in the order of `order_images`.
+    Args:
+        truth: the annotations.
+        predictions: COCO result records by IoU type, `bbox` and, of a detector with masks, `segm`.
+        folder: takes the two files.
+        score_threshold: of the predictions that the confusions and the order of the images are of.
+
+    Returns:
+        The images in the order of `order_images`, by their boxes.
     """
-    from dfvt.reports.gallery import load_ground_truth
-
-    truth = load_ground_truth(annotations)
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     rows = []
     for iou_type in IOU_TYPES:
-        predictions = json.loads((folder / f"predictions.{iou_type}.json").read_text(encoding="utf-8"))
-        judgement = judge(truth, predictions, iou_type)
+        if iou_type not in predictions:
+            continue
+        judgement = judge(truth, predictions[iou_type], iou_type)
         rows += [
             {"iou_type": iou_type, "error": kind, "number": number, "AP50_cost": cost}
             for kind, (number, cost) in costs_of(judgement).items()
@@ -290,6 +315,14 @@ def write_errors(annotations: Path, folder: Path, score_threshold: float) -> lis
         if iou_type == "bbox":
             ordered = order_images(judgement, score_threshold)
             confusions = confusions_of(judgement, names, score_threshold)
-            confusions.to_csv(folder / "confusion.csv", index=False)
-    pd.DataFrame(rows).to_csv(folder / "errors.csv", index=False, float_format="%.6f")
+            write_table(confusions, folder / "confusion.csv")
+    write_table(pd.DataFrame(rows), folder / "errors.csv")
     return ordered
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV that reads back equal whatever its texts are; undefined numbers are empty."""
+    text = table.to_csv(index=False, float_format="%.6f")
+    if "\r" in text:  # Python does not quote a carriage return, which readers take for the end of a line
+        text = table.to_csv(index=False, float_format="%.6f", quoting=csv.QUOTE_NONNUMERIC)
+    path.write_bytes(text.encode())

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from dfvt.data.files import write_whole
 from dfvt.data.images import read_picture
 from dfvt.reports.curves import DPI, require_output, save_figure
+from dfvt.reports.drawing import Warn, optional_picture
+from dfvt.reports.labels import font_file, label_of
 from dfvt.reports.published import PUBLISHED
 
 # Okabe and Ito's palette without black and blue, on which the black labels cannot be read. It starts again
 # after six classes.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7")
+SHOWN_FILE = "gallery/predictions.json"  # of an evaluation: the predictions on the images that a report shows
 GALLERY_CELL = (640, 560)
 OVERVIEW_CELL = (360, 300)
 
@@ -37,13 +41,20 @@ class RunLengths(TypedDict):
 
 @dataclass(frozen=True)
 class Instance:
-    """One object on an image, with the keys of COCO's result format; ground truth has the score 1."""
+    """One object on an image, with the keys of COCO's result format; ground truth has the score 1.
+
+    It has a mask, a box, or both.
+    """
 
     image_id: int
     category_id: int
     score: float
-    segmentation: RunLengths
+    segmentation: RunLengths | None = None
     bbox: tuple[float, float, float, float] | None = None  # x, y, width, height in pixels
+
+
+Instances = Mapping[int, list[Instance]]
+"""Predictions by image id, the surest last."""
 
 
 def draw_instances(
@@ -60,8 +71,8 @@ def draw_instances(
 
     Args:
         image: RGB, (H, W, 3).
-        boxes: (N, 4) as x1, y1, x2, y2 in pixels.
-        masks: N COCO run-length encodings, or booleans (N, H, W).
+        boxes: (N, 4) as x1, y1, x2, y2 in pixels, in any order of the corners, and inside the image or not.
+        masks: N COCO run-length encodings (None where an object has none), or booleans (N, H, W).
         labels: N indices into `class_names`.
         scores: N confidences in 0…1, or None for ground truth.
         scale: size of the result relative to `image`; small images are readable when they are drawn enlarged.
@@ -70,98 +81,105 @@ def draw_instances(
         RGB, (round(H * scale), round(W * scale), 3).
     """
     import torch
-    from matplotlib import font_manager
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
     assert len(boxes) == len(masks) == len(labels), "one box, mask and label an object"
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     canvas: NDArray[Any] = cv2.resize(image, size, interpolation=interpolation)
     if not len(labels):
         return canvas
-    bitmaps = [rle.decode(mask) if isinstance(mask, Mapping) else mask.astype(np.uint8) for mask in masks]
-    bitmaps = [cv2.resize(bitmap, size, interpolation=cv2.INTER_LINEAR) for bitmap in bitmaps]
-    edges = [bitmap - cv2.erode(bitmap, np.ones((5, 5), np.uint8)) for bitmap in bitmaps]
     colours: list[Any] = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels]
-    names = [class_names[label] for label in labels]
+    names = [label_of(class_names[label]) for label in labels]
     if scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
     drawn = torch.from_numpy(canvas).permute(2, 0, 1)
     # One at a time: together, torchvision blackens the pixels that several masks share.
-    for bitmap, edge, colour in zip(bitmaps, edges, colours, strict=True):
+    for mask, colour in zip(masks, colours, strict=True):
+        if mask is None:
+            continue
+        bitmap = rle.decode(mask) if isinstance(mask, Mapping) else mask.astype(np.uint8)
+        bitmap = cv2.resize(bitmap, size, interpolation=cv2.INTER_LINEAR)
+        edge = bitmap - cv2.erode(bitmap, np.ones((5, 5), np.uint8))
         drawn = draw_segmentation_masks(drawn, torch.from_numpy(bitmap > 0), alpha=0.45, colors=colour)
         drawn = draw_segmentation_masks(drawn, torch.from_numpy(edge > 0), alpha=1.0, colors=colour)
     drawn = draw_bounding_boxes(
         drawn,
-        torch.as_tensor(np.asarray(boxes, np.float64) * scale),
+        torch.from_numpy(drawable_boxes(boxes, scale, size)),
         labels=names,
         colors=colours,
         width=2,
-        font=font_manager.findfont("DejaVu Sans"),
+        font=font_file(names),
         font_size=14,
         fill_labels=True,
     )
     return drawn.permute(1, 2, 0).numpy()
 
 
+def drawable_boxes(boxes: NDArray[Any], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return scaled boxes that torchvision can draw on a canvas of `size` (width, height).
+
+    Annotated boxes may have a negative width or lie far outside, which the check calls a warning. The smaller
+    coordinate comes first, and corners far outside are brought closer.
+    """
+    width, height = size
+    corners = np.nan_to_num(np.asarray(boxes, np.float64)).reshape(-1, 2, 2)
+    with np.errstate(over="ignore"):
+        corners = np.sort(corners * scale, axis=1)
+    return np.clip(corners, [-width, -height], [2 * width, 2 * height]).reshape(-1, 4)
+
+
 def draw_gallery(
     images: Path,
-    annotations: Path,
-    predictions: Path,
+    truth: COCO,
+    found: Instances,
     out: Path,
     *,
-    variant: str,
-    score_threshold: float,
-    num_images: int,
-    image_ids: Sequence[int] | None = None,
+    title: str,
+    image_ids: Iterable[int],
+    warn: Warn,
 ) -> list[Path]:
     """Write one PNG an image, `<out>/<image id>.png`: truth on the left, predictions on the right.
 
     Args:
         images: folder of the images.
-        annotations: ground truth in COCO format.
-        predictions: masks in COCO's result format; boxes are their key `bbox`, or else those of the masks.
+        truth: the annotations.
+        found: the predictions that are drawn.
         out: folder of the gallery.
-        variant: the detector that predicted.
-        score_threshold: predictions below it are not drawn.
-        num_images: how many images at most.
-        image_ids: of which the first ones are drawn; None spreads them evenly over the sorted ids.
+        title: stands over the predictions.
+        image_ids: of these images.
+        warn: is told of each picture that cannot be drawn, and why.
 
-    Raises:
-        FileNotFoundError: a file or an image is missing; ValueError: one is not in that format.
+    Returns:
+        The pictures that were drawn.
     """
-    dataset = load_ground_truth(annotations)
-    found = _load_predictions(predictions, dataset, variant, score_threshold)
     written = []
-    for image_id in _choose(dataset, num_images) if image_ids is None else image_ids[:num_images]:
-        titles = ["ground truth", f"{PUBLISHED[variant].name}, score ≥ {score_threshold:g}"]
-        panels = _draw_panels(images, dataset, image_id, [found], GALLERY_CELL, with_scores=True)
-        written.append(out / f"{image_id}.png")
-        _save_grid([panels], titles, written[-1])
+    for image_id in image_ids:
+        path = out / f"{image_id}.png"
+        with optional_picture(path, warn):
+            panels = _draw_panels(images, truth, image_id, [found], GALLERY_CELL, with_scores=True)
+            _save_grid([panels], ["ground truth", title], path)
+            written.append(path)
     return written
 
 
 def draw_overview(
-    images: Path,
-    annotations: Path,
-    predictions: Mapping[str, Path],
-    path: Path,
-    *,
-    score_threshold: float,
-    num_images: int,
+    images: Path, truth: COCO, found: Mapping[str, Instances], path: Path, *, image_ids: Sequence[int]
 ) -> None:
-    """Write one PNG: a row an image, the truth in the first column, then a column a variant of `predictions`.
+    """Write one PNG: a row an image, the truth in the first column, then a column a variant of `found`.
 
     Panels are small and labels short, without scores: the picture is to be read at the width of a page.
-    The other arguments, the choice of images and the errors are those of `draw_gallery`.
+    The other arguments are those of `draw_gallery`. There must be an image.
+
+    Raises:
+        FileNotFoundError: an image is missing; ValueError: it cannot be read.
     """
-    dataset = load_ground_truth(annotations)
-    found = [_load_predictions(file, dataset, name, score_threshold) for name, file in predictions.items()]
+    assert image_ids, "a picture of no images has no size"
     rows = [
-        _draw_panels(images, dataset, image_id, found, OVERVIEW_CELL, with_scores=False)
-        for image_id in _choose(dataset, num_images)
+        _draw_panels(images, truth, image_id, list(found.values()), OVERVIEW_CELL, with_scores=False)
+        for image_id in image_ids
     ]
-    _save_grid(rows, ["ground truth", *(PUBLISHED[variant].name for variant in predictions)], path)
+    _save_grid(rows, ["ground truth", *(PUBLISHED[variant].name for variant in found)], path)
 
 
 def load_ground_truth(annotations: Path) -> COCO:
@@ -172,29 +190,52 @@ def load_ground_truth(annotations: Path) -> COCO:
     """
     require_output(annotations, "fetch_data")
     try:
-        # pycocotools reports its progress on standard output.
-        with contextlib.redirect_stdout(io.StringIO()):
-            dataset = COCO(str(annotations))
+        content = json.loads(annotations.read_bytes())
+        dataset = COCO()
+        dataset.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
+            dataset.createIndex()
+        empty = not content["images"] or not content["categories"]
     except (ValueError, KeyError, AssertionError, TypeError) as error:
         raise ValueError(f"{annotations} is not a COCO file: run `dvc repro validate_data`") from error
-    if not dataset.imgs or not dataset.cats:
+    if empty:
         raise ValueError(f"{annotations} has no images or no categories: run `dvc repro validate_data`")
     return dataset
 
 
-def _load_predictions(
-    path: Path, dataset: COCO, variant: str, score_threshold: float
-) -> Mapping[int, list[Instance]]:
-    """The predictions on each image, the surest last."""
+def choose_instances(
+    records: Iterable[Mapping[str, Any]], image_ids: Iterable[int], score_threshold: float
+) -> Instances:
+    """Return what a gallery of some images shows: predictions (COCO result records) from a score on."""
+    shown = set(image_ids)
+    chosen: dict[int, list[Instance]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record["score"]):
+        if record["score"] >= score_threshold and record["image_id"] in shown:
+            chosen[record["image_id"]].append(msgspec.convert(record, Instance))
+    return chosen
+
+
+def write_instances(instances: Instances, path: Path) -> None:
+    """Write instances in COCO's result format, for `read_instances`."""
+    records = [asdict(instance) for of_image in instances.values() for instance in of_image]
+    write_whole(path, json.dumps(records))
+
+
+def read_instances(path: Path, truth: COCO, variant: str, score_threshold: float) -> Instances:
+    """Read the predictions of a variant in COCO's result format, from a score on.
+
+    Raises:
+        FileNotFoundError: there is no such file; ValueError: it is not in that format, or of other images.
+    """
     anew = f"run `dvc repro -f evaluate@{variant}` to write it anew"
     try:
         content = require_output(path, f"evaluate@{variant}").read_bytes()
-        instances = TypeAdapter(list[Instance]).validate_json(content)
-    except ValidationError as error:
-        raise ValueError(f"{path} does not hold masks in COCO's result format: {anew}") from error
+        instances = msgspec.json.decode(content, type=list[Instance])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not in COCO's result format: {anew}") from error
     of_image: dict[int, list[Instance]] = defaultdict(list)
     for instance in sorted(instances, key=lambda instance: instance.score):
-        if instance.category_id not in dataset.cats or instance.image_id not in dataset.imgs:
+        if instance.category_id not in truth.cats or instance.image_id not in truth.imgs:
             what = f"image {instance.image_id}, category {instance.category_id}"
             raise ValueError(f"{path} is of another data set ({what}): {anew}")
         if instance.score >= score_threshold:
@@ -206,13 +247,20 @@ def _truth(dataset: COCO, image_id: int) -> list[Instance]:
     """The annotated objects, the largest first, without crowd regions, which no prediction has to match."""
     annotations = dataset.loadAnns(dataset.getAnnIds(imgIds=[image_id], iscrowd=False))
     return [
-        Instance(image_id, item["category_id"], 1.0, dataset.annToRLE(item), item["bbox"])
+        Instance(
+            image_id,
+            item["category_id"],
+            1.0,
+            dataset.annToRLE(item) if item.get("segmentation") else None,
+            item["bbox"],
+        )
         for item in sorted(annotations, key=lambda item: -item["area"])
     ]
 
 
-def _choose(dataset: COCO, num_images: int) -> list[int]:
-    image_ids = sorted(dataset.imgs)
+def spread_images(truth: COCO, num_images: int) -> list[int]:
+    """Return at most so many images, spread evenly over the sorted ids."""
+    image_ids = sorted(truth.imgs)
     spread = np.linspace(0, len(image_ids) - 1, min(num_images, len(image_ids)))
     return [image_ids[index] for index in spread.round().astype(int)]
 
@@ -221,7 +269,7 @@ def _draw_panels(
     images: Path,
     dataset: COCO,
     image_id: int,
-    found: Sequence[Mapping[int, list[Instance]]],
+    found: Sequence[Instances],
     cell: tuple[int, int],
     *,
     with_scores: bool,
@@ -231,21 +279,28 @@ def _draw_panels(
     stated = dataset.imgs[image_id]["width"], dataset.imgs[image_id]["height"]
     try:
         image: NDArray[Any] = read_picture(file, stated)
-    except (FileNotFoundError, ValueError) as error:
-        sentence = f"{file} is missing or not an image: run `dvc repro validate_data`"
-        raise FileNotFoundError(sentence) from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}: run `dvc repro validate_data`") from error
     scale = min(cell[0] / image.shape[1], cell[1] / image.shape[0])
     category_ids = sorted(dataset.cats)
     class_names = [dataset.cats[category_id]["name"] for category_id in category_ids]
     panels = []
     for index, items in enumerate([_truth(dataset, image_id), *(one.get(image_id, []) for one in found)]):
         masks = [item.segmentation for item in items]
-        boxes = np.array([item.bbox or rle.toBbox(item.segmentation) for item in items], float).reshape(-1, 4)
+        boxes = np.array([_bbox_of(item) for item in items], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = [category_ids.index(item.category_id) for item in items]
         scores = [item.score for item in items] if with_scores and index > 0 else None
         panels.append(draw_instances(image, boxes, masks, labels, scores, class_names, scale=scale))
     return panels
+
+
+def _bbox_of(item: Instance) -> Sequence[float]:
+    """x, y, width, height in pixels."""
+    if item.bbox is not None:
+        return item.bbox
+    assert item.segmentation is not None, "an instance has a mask or a box"
+    return rle.toBbox(item.segmentation).tolist()
 
 
 def _save_grid(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str], path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfvt.data.files import write_whole
+from dfvt.reports.labels import quiet_about_glyphs
 
 JPEG_QUALITY = 88
 LARGEST_PICTURE = 640  # pixels
@@ -65,7 +66,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def drawing(figure: Figure) -> str:
     """A figure as SVG, which depends on nothing but what it shows."""
     file = io.StringIO()
-    with rc_context({"svg.hashsalt": "dfvt"}):
+    with rc_context({"svg.hashsalt": "dfvt"}), quiet_about_glyphs():
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return text[text.index("<svg") :]

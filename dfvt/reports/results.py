@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, create_model
 
-from dfvt.data.manifest import DatasetManifest
+from dfvt.data.manifest import DataReference, DatasetManifest
 from dfvt.reports.curves import require_output
 from dfvt.reports.published import COUNTED_INPUT_SHAPE, PUBLISHED, SOURCE
 
@@ -24,9 +24,12 @@ UNDEFINED = "\N{EN DASH}"
 
 AP_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
 AP_KEYS = {kind: [f"{kind}_mAP{suffix}" for suffix in AP_SUFFIXES] for kind in ("bbox", "segm")}
-# A fraction, or the -1 with which COCO marks an undefined value.
-_AP: Any = Annotated[float, Field(ge=-1, le=1)]
-Evaluation = create_model("Evaluation", **{key: _AP for keys in AP_KEYS.values() for key in keys})
+# A fraction, or null where it is undefined; earlier versions wrote COCO's −1 there.
+_AP: Any = Annotated[float | None, Field(ge=-1, le=1)]
+# A detector without masks has no `segm` numbers, files of earlier versions do not name their data.
+_fields: dict[str, Any] = dict.fromkeys(AP_KEYS["bbox"], (_AP, ...))
+_fields |= dict.fromkeys(AP_KEYS["segm"], (_AP, None)) | {"data": (DataReference | None, None)}
+Evaluation = create_model("Evaluation", **_fields)
 Parsed = TypeVar("Parsed")
 
 
@@ -53,19 +56,20 @@ class DetectorResult:
     """One row of the report; `bbox` and `segm` hold the six COCO numbers in the order of `AP_KEYS`."""
 
     variant: str
-    bbox: tuple[float, ...]
-    segm: tuple[float, ...]
+    bbox: tuple[float | None, ...]
+    segm: tuple[float | None, ...]
     complexity: Complexity
     run: Run
 
 
-def read_results(project: Path, variants: Sequence[str]) -> list[DetectorResult]:
+def read_results(project: Path, variants: Sequence[str], dataset: DatasetManifest) -> list[DetectorResult]:
     """Read what `profile`, `train` and `evaluate` measured of each variant.
 
     Reads `metrics/profile.json`, `metrics/evaluate_<variant>.json` and `runs/<variant>/run.json`.
 
     Raises:
-        FileNotFoundError: a file is missing; ValueError: it does not hold what its stage writes.
+        FileNotFoundError: a file is missing.
+        ValueError: it does not hold what its stage writes, or its numbers are of another data set.
     """
     profile = project / "metrics/profile.json"
     complexities = _read(profile, "profile", dict[str, Complexity])
@@ -75,6 +79,13 @@ def read_results(project: Path, variants: Sequence[str]) -> list[DetectorResult]
             raise ValueError(f"{profile} has no entry {variant!r}: run `dvc repro -f profile`")
         evaluation = project / f"metrics/evaluate_{variant}.json"
         values = _read(evaluation, f"evaluate@{variant}", Evaluation).model_dump()
+        current = dataset.reference.model_dump()
+        if values["data"] not in (None, current):
+            other = values["data"]
+            raise ValueError(
+                f"{evaluation} is of another data set ({other['name']}, hash {other['hash']}): "
+                f"run `dvc repro evaluate@{variant}`"
+            )
         results.append(
             DetectorResult(
                 variant=variant,
@@ -90,7 +101,7 @@ def read_results(project: Path, variants: Sequence[str]) -> list[DetectorResult]
 def write_results(
     project: Path, *, title: str, profile: str, dataset: DatasetManifest, variants: Sequence[str]
 ) -> Path:
-    """Write `<project>/reports/results.md`, which shows the figures that lie in `reports/figures` beside it.
+    """Write `<project>/reports/results.md`, which shows those of `FIGURES` that lie in `reports/figures`.
 
     Args:
         project: folder with `metrics`, `runs` and `reports`.
@@ -105,31 +116,29 @@ def write_results(
     Raises:
         FileNotFoundError: a file is missing; ValueError: it does not hold what its stage writes.
     """
-    results = read_results(project, variants)
+    results = read_results(project, variants, dataset)
     report = project / "reports/results.md"
-    for name in FIGURES:
-        require_output(report.parent / "figures" / name, "report")
     sections = [
         f"# {title}",
         *_caveat(dataset),
         _provenance(profile, dataset),
         "## Accuracy",
-        "COCO mAP in percent (IoU 0.50:0.95, up to 100 detections an image); "
-        f"{UNDEFINED} marks a value that COCO leaves undefined. "
+        "COCO mAP, a fraction of 0 to 1 (IoU 0.50:0.95, up to 100 detections an image); "
+        f"{UNDEFINED} marks a value that is undefined. "
         f"Published: COCO val2017, 1x schedule, {SOURCE}.",
         _accuracy_table(results),
-        _figure("predictions.png"),
+        *_figures(report, "predictions.png"),
         "## Size",
         "FLOPs are multiply-adds of one forward of the whole detector, ours at the input (height, width) of "
         "the table. Published sizes are given as the paper prints them and as the published code counts to: "
         f"FLOPs at {_shape(COUNTED_INPUT_SHAPE)}, in brackets with the products inside attention.",
         _size_table(results),
         "## Training",
-        _figure("learning_curves.png"),
+        *_figures(report, "learning_curves.png"),
         "## In detail",
-        "AP in percent: over IoU 0.50:0.95, at IoU 0.50 and 0.75, of small, medium and large objects.",
+        "AP, a fraction: over IoU 0.50:0.95, at IoU 0.50 and 0.75, of small, medium and large objects.",
         _detail_table(results),
-        *(_figure(name) for name in ("precision_recall.png", "per_class_ap.png", "errors.png")),
+        *_figures(report, "precision_recall.png", "per_class_ap.png", "errors.png"),
         "## Runs",
         _run_table(results),
     ]
@@ -166,7 +175,7 @@ def _caveat(dataset: DatasetManifest) -> list[str]:
 def _provenance(profile: str, dataset: DatasetManifest) -> str:
     return (
         f"Profile `{profile}`. Data set `{dataset.name}`: {dataset.num_train_images:,} training and "
-        f"{dataset.num_val_images:,} validation images, hash `{dataset.data_hash[:12]}`."
+        f"{dataset.num_val_images:,} validation images, hash `{dataset.reference.hash}`."
     )
 
 
@@ -174,8 +183,8 @@ def _accuracy_table(results: Sequence[DetectorResult]) -> str:
     rows = []
     for result in results:
         published = PUBLISHED[result.variant]
-        box, mask = _percent(result.bbox[0]), _percent(result.segm[0])
-        rows.append([published.name, box, f"{published.bbox_map:.1f}", mask, f"{published.segm_map:.1f}"])
+        box, mask = shown_map(result.bbox[0]), shown_map(result.segm[0])
+        rows.append([published.name, box, shown_map(published.bbox_map), mask, shown_map(published.segm_map)])
     header = ["detector", "box mAP, ours", "box mAP, published", "mask mAP, ours", "mask mAP, published"]
     return markdown_table(header, rows)
 
@@ -205,9 +214,10 @@ def _size_table(results: Sequence[DetectorResult]) -> str:
 def _detail_table(results: Sequence[DetectorResult]) -> str:
     names = ("AP", "AP50", "AP75", "APS", "APM", "APL")
     rows = [
-        [PUBLISHED[result.variant].name, kind, *(_percent(value) for value in values)]
+        [PUBLISHED[result.variant].name, kind, *(shown_map(value) for value in values)]
         for result in results
         for kind, values in (("box", result.bbox), ("mask", result.segm))
+        if any(value is not None for value in values)
     ]
     return markdown_table(["detector", "of", *names], rows, text_columns=2)
 
@@ -233,16 +243,20 @@ def _run_table(results: Sequence[DetectorResult]) -> str:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
     """A Markdown table; the columns after the first `text_columns` hold numbers, aligned to the right."""
+    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *escaped))
 
 
-def _figure(name: str) -> str:
-    return f"![{FIGURES[name]}](figures/{name})"
+def _figures(report: Path, *names: str) -> list[str]:
+    """The figures that were drawn; the stage has said why another one was not."""
+    there = [name for name in names if (report.parent / "figures" / name).is_file()]
+    return [f"![{FIGURES[name]}](figures/{name})" for name in there]
 
 
-def _percent(ap: float) -> str:
-    return f"{100 * ap:.1f}" if ap >= 0 else UNDEFINED
+def shown_map(value: float | None, digits: int = 3) -> str:
+    """An mAP for people: a fraction of 0 to 1, or a dash where it is undefined (COCO's −1)."""
+    return UNDEFINED if value is None or not value >= 0 else f"{value:.{digits}f}"
 
 
 def _giga(flops: float) -> str:

@@ -23,6 +23,9 @@ from optuna.distributions import (
 from optuna.trial import create_trial
 from optuna.visualization import matplotlib as plots
 
+from dfvt.reports.drawing import optional_picture, warn_on_stderr
+from dfvt.reports.results import markdown_table, shown_map
+
 Mode = Literal["max", "min"]
 MIN_TRIALS = 3  # of which plots say something
 LOG_RATIO = 10.0  # values that lie so far apart are shown on a logarithmic axis
@@ -77,10 +80,16 @@ def best_first(trials: Sequence[Trial], metric: str, mode: Mode) -> list[Trial]:
     sign = -1.0 if mode == "max" else 1.0
 
     def place(trial: Trial) -> tuple[bool, bool, float]:
-        value = trial.metrics.get(metric)
+        value = metric_of(trial, metric)
         return trial.status != "finished", value is None, 0.0 if value is None else sign * value
 
     return sorted(trials, key=place)
+
+
+def metric_of(trial: Trial, name: str) -> float | None:
+    """Return a number of a trial's last validation; None without one, and for COCO's −1, an undefined mAP."""
+    value = trial.metrics.get(name)
+    return None if value is None or value < 0 else value
 
 
 def status_line(trials: Sequence[Trial], num_trials: int) -> str:
@@ -105,13 +114,12 @@ def results_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
             *([took_over(trial)] if any_taken_over else []),
             trial.status,
             f"{trial.epoch}/{trial.num_epochs}",
-            f"{trial.metrics[metric]:.4f}" if metric in trial.metrics else "",
+            shown_map(metric_of(trial, metric)),
         ]
         for trial in best_first(trials, metric, mode)
     ]
     header = ["trial", *keys, *(["took over"] if any_taken_over else []), "status", "epochs", metric]
-    lines = [header, ["---"] * (len(header) - 1) + ["---:"], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(header, rows, text_columns=len(header) - 1)
 
 
 def seeds_table(trials: Sequence[Trial], metric: str, mode: Mode) -> str:
@@ -172,7 +180,9 @@ def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "results.csv"]
     write_csv(best_first(trials, metric, mode), files[0])
-    finished = [trial for trial in trials if trial.status == "finished" and metric in trial.metrics]
+    finished = [
+        trial for trial in trials if trial.status == "finished" and metric_of(trial, metric) is not None
+    ]
     distributions = distributions_of(finished)
     if len(finished) < MIN_TRIALS or not distributions:
         return files
@@ -189,9 +199,11 @@ def write_results(trials: Sequence[Trial], metric: str, mode: Mode, folder: Path
         if len(common) < 2 or len({trial.metrics[metric] for trial in finished}) == 1:
             del figures["importances"]
         for name, draw in figures.items():
-            draw()
-            files.append(folder / f"{name}.png")
-            pyplot.savefig(files[-1], dpi=150, bbox_inches="tight")
+            path = folder / f"{name}.png"
+            with optional_picture(path, warn_on_stderr):
+                draw()
+                pyplot.savefig(path, dpi=150, bbox_inches="tight")
+                files.append(path)
             pyplot.close()
     return files
 
@@ -211,7 +223,7 @@ def write_csv(trials: Sequence[Trial], file: Path) -> None:
                     *(trial.assignment.get(key, "") for key in keys),
                     *(trial.status, trial.epoch, trial.num_epochs),
                     *(round(trial.startup_seconds, 1), round(trial.seconds, 1)),
-                    *(trial.metrics.get(name, "") for name in names),
+                    *(metric_of(trial, name) for name in names),
                     *(took_over(trial), trial.mlflow_run_id),
                 ]
             )

@@ -16,13 +16,17 @@ from mlflow import MlflowClient
 
 from dfvt.cli import main
 from dfvt.reports.compare import (
+    by_data_set,
     config_differences,
+    draw_pareto,
     markdown,
     missed,
     pareto_front,
+    require_tolerance,
     rows_of,
     save_comparison,
     table_of,
+    write_csv,
 )
 from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.runs import RunInfo, choose_runs, list_runs, matches
@@ -65,12 +69,12 @@ def test_seeds_of_one_setting_are_one_row_with_mean_and_deviation() -> None:
     assert [len(row.runs) for row in rows] == [3, 1]
     first, second = cells_of(rows)
     assert first["run"] == "tiny coco2017 … (3 runs)"
-    assert first["box mAP"] == "35.0 ± 1.0"
+    assert first["box mAP"] == "0.350 ± 0.010"
     assert (first["lr"], second["lr"]) == ("0.0001", "0.0002")
     assert "seed" in second and first["seed"] == ""
     drawn = cells_of(rows_of([run("a", lr=0.000123456789, freeze="x.y"), run("b", lr=20, freeze="e")]))
     assert [(row["lr"], row["freeze"]) for row in drawn] == [("0.0001235", "x.y"), ("20", "e")]
-    assert second["box mAP"] == "34.5"
+    assert second["box mAP"] == "0.345"
     assert first["worker-hours"] == "8.00"
     assert [len(row.runs) for row in rows_of(runs, each=True)] == [1, 1, 1, 1]
 
@@ -83,13 +87,13 @@ def test_runs_of_different_configs_are_not_one_row() -> None:
 def test_numbers_stand_beside_the_published_ones_where_they_may() -> None:
     rows = rows_of([run(bbox=0.351), run("b", variant="base", bbox=0.4, profile="mini")])
     by_variant = {row.variant: row for row in rows}
-    assert by_variant["tiny"].above_published("bbox_mAP") == pytest.approx(0.3)
+    assert by_variant["tiny"].above_published("bbox_mAP") == pytest.approx(0.003)
     assert by_variant["base"].above_published("bbox_mAP") is None
     tiny = cells_of(rows)[1]
     assert (tiny["detector"], tiny["box mAP − published"], tiny["mask mAP − published"]) == (
         "DFvT-T",
-        "+0.3",
-        "+0.0",
+        "+0.003",
+        "+0.000",
     )
 
 
@@ -103,18 +107,62 @@ def test_what_was_stopped_early_comes_last_and_is_no_seed_of_the_others() -> Non
 def test_a_last_validation_counts_where_there_was_no_evaluation() -> None:
     trial = run(bbox=None, segm=None, metrics={"val/bbox_mAP": 0.2, "val/segm_mAP": -1.0})
     (cells,) = cells_of(rows_of([trial]))
-    assert cells["box mAP"] == "20.0"
+    assert cells["box mAP"] == "0.200"
     assert "mask mAP" not in cells, "COCO's −1 is no number"
 
 
 def test_the_gate() -> None:
     good, bad = run("g", bbox=0.344), run("b", bbox=0.335, lr=1)
-    assert missed(rows_of([good]), 0.5) == []
-    assert missed(rows_of([good, bad]), 0.5) == [
-        "tiny coco2017: box mAP is 1.3 points below the published one"
-    ]
+    assert missed(rows_of([good]), 0.005) == []
+    assert missed(rows_of([good, bad]), 0.005) == ["tiny coco2017: box mAP is 0.013 below the published one"]
     with pytest.raises(ValueError, match="none of the runs can be held against"):
-        missed(rows_of([run(profile="mini")]), 0.5)
+        missed(rows_of([run(profile="mini")]), 0.005)
+
+
+@pytest.mark.parametrize("gate", [0.1, 0.5, 5, -0.01, float("nan"), float("inf")])
+def test_a_gate_in_another_unit_is_refused(gate: float) -> None:
+    with pytest.raises(ValueError, match="it is a difference of mAP, which is a fraction of 0 to 1"):
+        missed(rows_of([run(bbox=0.3)]), gate)
+    if gate == 0.5:
+        with pytest.raises(ValueError, match=r"for 0\.5 percent points write 0\.005"):
+            require_tolerance(gate)
+
+
+def test_numbers_of_different_data_sets_are_in_tables_of_their_own() -> None:
+    other = {"data.hash": "e" * 64}
+    runs = [
+        run("a", "first", bbox=0.2, lr=1),
+        run("b", "second", bbox=0.9, profile="custom", tags=other, lr=1, batch_size=4),
+        run("c", "third", bbox=0.3, lr=2),
+        run("d", "fourth", bbox=0.1, profile="custom", tags=other, lr=1, batch_size=4),
+        run("e", "fifth", profile="", tags={"data.hash": ""}, lr=1),
+    ]
+    groups = by_data_set(runs)
+    assert list(groups) == ["coco2017 dddddddd", "custom eeeeeeee", "not noted"]
+    rows = {data_set: rows_of(of_data, each=True) for data_set, of_data in groups.items()}
+    first, second, third = (table.splitlines() for table in markdown(rows).split("Data set ")[1:])
+    assert [line.split(" | ")[0] for line in first[4:6]] == ["| third", "| first"]
+    assert [line.split(" | ")[0] for line in second[4:6]] == ["| second", "| fourth"]
+    assert "| fifth |" in third[4]
+    assert "batch_size" not in "".join([*first, *second]), "it differs between the data sets alone"
+    figure = draw_pareto({name: rows_of([run(metrics={"flops": 1e9})]) for name in ("one", "two")})
+    assert figure is not None
+    assert [ax.get_title() for ax in figure.axes] == ["data set one", "data set two"]
+
+
+def test_values_that_say_nothing_are_no_column() -> None:
+    trained, trial = run("a", use_gpu="auto", cfg_options="{}", lr=1), run("b", lr=1, bbox=0.1)
+    assert [row.differing for row in rows_of([trained, trial], each=True)] == [{}, {}]
+    assert [len(row.runs) for row in rows_of([trained, trial])] == [2]
+    chosen = run("c", use_gpu="False", cfg_options="{'a': 1}", lr=1)
+    assert list(rows_of([trained, chosen])[0].differing) == ["use_gpu", "cfg_options"]
+
+
+def test_an_undefined_number_is_an_empty_cell_of_the_csv(tmp_path: Path) -> None:
+    numbers = {"bbox_mAP_l": -1.0, "segm_AP/cat": -1.0, "train/loss": -1.0}
+    write_csv([run(metrics=numbers)], tmp_path / "compare.csv")
+    (line,) = csv.DictReader((tmp_path / "compare.csv").open())
+    assert (line["bbox_mAP_l"], line["segm_AP/cat"], line["train/loss"]) == ("", "", "-1.0")
 
 
 @given(points=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=30))
@@ -140,7 +188,9 @@ def test_config_keys_that_differ() -> None:
 def test_files(tmp_path: Path) -> None:
     sizes = [{"num_params": 4e6, "flops": 3e9}, {"num_params": 8e6, "flops": 6e9}]
     runs = [run(str(number), f"run |{number}", lr=number, metrics=sizes[number]) for number in (0, 1)]
-    save_comparison(rows_of(runs), {"model.a": {"run |0": "<b>", "run |1": "2"}}, tmp_path / "out")
+    save_comparison(
+        {"coco2017 d": rows_of(runs)}, {"model.a": {"run |0": "<b>", "run |1": "a | b"}}, tmp_path / "out"
+    )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"compare.md", "compare.csv", "compare.html", "pareto.png"}
     lines = list(csv.DictReader((tmp_path / "out/compare.csv").open()))
@@ -149,7 +199,22 @@ def test_files(tmp_path: Path) -> None:
     page = (tmp_path / "out/compare.html").read_text()
     assert "&lt;b&gt;" in page and "<svg" in page
     assert r"run \|0" in (tmp_path / "out/compare.md").read_text()
-    assert "3.00G" in markdown(rows_of(runs))
+    assert r"| a \| b |" in (tmp_path / "out/compare.md").read_text(), "the keys that differ, too"
+    assert "<h2>Data set coco2017 d</h2>" in page
+    assert "3.00G" in markdown({"": rows_of(runs)})
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(rows: Any) -> None:
+        raise RuntimeError("no canvas")
+
+    monkeypatch.setattr("dfvt.reports.compare.draw_pareto", refuse)
+    files = save_comparison({"mini": rows_of([run(metrics={"flops": 3e9})])}, {}, tmp_path)
+    assert [file.name for file in files] == ["compare.html", "compare.md", "compare.csv"]
+    assert all(file.is_file() for file in files)
+    assert f"dfvt: the picture {tmp_path}/pareto.png was not drawn: no canvas" in capsys.readouterr().err
 
 
 def test_keys_lead_to_runs() -> None:
@@ -195,8 +260,10 @@ def test_the_commands(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.index("| 0.0002 |") < out.index("| 0.0001 |")
     assert "optimizer.lr" in Path("out/compare.md").read_text()
     assert main(["compare", "first", "--gate"]) == 1
-    assert "box mAP is 4.8 points below the published one" in capsys.readouterr().err
-    assert main(["compare", "first", "--gate", "5"]) == 0
+    assert "box mAP is 0.048 below the published one" in capsys.readouterr().err
+    assert main(["compare", "first", "--gate", "0.05"]) == 0
+    assert main(["compare", "first", "--gate", "0.5"]) == 2, "percent points, as earlier versions took them"
+    assert "for 0.5 percent points write 0.005" in capsys.readouterr().err
     assert main(["compare"]) == 0
     assert "left out without --all: 1 failed" in capsys.readouterr().err
     record(store, "begun", {}, lr=3)
@@ -206,6 +273,9 @@ def test_the_commands(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("tiny") == 0  # names are "first" and "second"
     assert main(["runs", "find", recorder.run_id[:8]]) == 0
     assert recorder.run_id in capsys.readouterr().out
+    record(store, "name [/b]", {}).finish()
+    assert main(["runs", "find", "name [/b]"]) == 0
+    assert "name [/b]" in capsys.readouterr().out
 
 
 def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[str]) -> None:

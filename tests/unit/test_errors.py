@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +146,17 @@ def test_confusions_say_what_objects_were_taken_for() -> None:
     ]
 
 
+def test_a_class_named_as_a_marker_is_not_the_marker() -> None:
+    truth = coco_of([item(1, CAT), item(2, FAR)])
+    judgement = judge(truth, [item(1, (80, 0, 9, 9), 0.7)], "bbox")
+    table = confusions_of(judgement, {1: "(background)", 2: "(missed)", 7: "bird"}, 0.5)
+    assert [tuple(row) for row in table.itertuples(index=False)] == [
+        ("((background))", "(missed)", 1),
+        ("((missed))", "(missed)", 1),
+        ("(background)", "((background))", 1),
+    ]
+
+
 def test_images_are_ordered_by_what_went_right_on_them() -> None:
     truth = coco_of([item(1, CAT, image=i) for i in range(4)] + [item(2, FAR, image=3)], num_images=6)
     found = [item(1, CAT, 0.9, image=i) for i in (1, 2, 3)] + [item(2, FAR, 0.9, image=3)]
@@ -157,13 +167,11 @@ def test_images_are_ordered_by_what_went_right_on_them() -> None:
 
 def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
     truth = coco_of([item(1, CAT), item(2, FAR)])
-    (tmp_path / "truth.json").write_text(json.dumps(truth.dataset))
     for variant in VARIANTS:
         folder = tmp_path / variant
         folder.mkdir()
-        for iou_type in ("bbox", "segm"):
-            (folder / f"predictions.{iou_type}.json").write_text(json.dumps([item(2, CAT, 0.9)]))
-        write_errors(tmp_path / "truth.json", folder, 0.5)
+        predictions = {iou_type: [item(2, CAT, 0.9)] for iou_type in ("bbox", "segm")}
+        assert write_errors(truth, predictions, folder, 0.5) == [0]
     table = pd.read_csv(tmp_path / "tiny/errors.csv")
     assert table["error"].tolist() == [*KINDS, *KINDS]
     assert table["number"].tolist() == [1, 0, 0, 0, 0, 1] * 2

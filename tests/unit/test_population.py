@@ -62,7 +62,7 @@ def test_a_trial_goes_on_from_anothers_state_with_values_of_its_own(tmp_path: Pa
     assert record.metrics == {"bbox_mAP": 0.5}, "the numbers of the state that it has now"
     table = results_table([record], "bbox_mAP", "max").splitlines()
     assert table[0] == "| trial | lr | took over | status | epochs | bbox_mAP |"
-    assert table[2] == "| own | 0.0002 | donor after 4 | running | 4/0 | 0.5000 |"
+    assert table[2] == "| own | 0.0002 | donor after 4 | running | 4/0 | 0.500 |"
 
 
 def test_started_again_it_keeps_what_it_has_made_of_it(tmp_path: Path) -> None:

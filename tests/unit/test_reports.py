@@ -14,13 +14,28 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
 from dfvt.data.manifest import DatasetManifest
+from dfvt.reports import curves, labels
 from dfvt.reports.curves import DPI, LOSSES, plot_learning_curves, plot_per_class_ap, plot_precision_recall
-from dfvt.reports.gallery import draw_gallery, draw_instances, draw_overview
+from dfvt.reports.drawing import optional_picture
+from dfvt.reports.error_plots import plot_confusion, plot_errors
+from dfvt.reports.errors import write_table
+from dfvt.reports.gallery import (
+    choose_instances,
+    draw_gallery,
+    draw_instances,
+    draw_overview,
+    load_ground_truth,
+    read_instances,
+    spread_images,
+    write_instances,
+)
+from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED
-from dfvt.reports.results import AP_KEYS, FIGURES, write_results
+from dfvt.reports.results import AP_KEYS, FIGURES, markdown_table, write_results
 
 VARIANTS = ("tiny", "small", "base")
 HEIGHT, WIDTH = 32, 40
@@ -66,8 +81,8 @@ def project(tmp_path: Path) -> Path:
         )
         ap = {"class": ["disc", "bar"], "bbox_AP": [0.5, -1], "segm_AP": [0.4, 0.3]}
         pd.DataFrame(ap).to_csv(evaluation / "per_class.csv", index=False)
-        curves = {"iou_type": ["bbox", "bbox", "segm"], "recall": [0, 1, 0], "precision": [1, 0.1, -1]}
-        pd.DataFrame(curves).to_csv(evaluation / "precision_recall.csv", index=False)
+        recalls = {"iou_type": ["bbox", "bbox", "segm"], "recall": [0, 1, 0], "precision": [1, 0.1, -1]}
+        pd.DataFrame(recalls).to_csv(evaluation / "precision_recall.csv", index=False)
         sizes[variant] = {
             "num_params": 4_321_987 + index,
             "backbone_params": 3_680_067,
@@ -75,7 +90,8 @@ def project(tmp_path: Path) -> Path:
             "input_shape": [128, 160],
         }
         keys = [key for keys in AP_KEYS.values() for key in keys]
-        metrics = dict.fromkeys(keys, 0.25) | {"bbox_mAP": 0.4567 + index / 10, "segm_mAP_l": -1.0}
+        undefined = None if variant == "tiny" else -1.0
+        metrics = dict.fromkeys(keys, 0.25) | {"bbox_mAP": 0.4567 + index / 10, "segm_mAP_l": undefined}
         write_json(tmp_path / f"metrics/evaluate_{variant}.json", metrics)
     write_json(tmp_path / "metrics/profile.json", sizes)
     for name in FIGURES:
@@ -131,14 +147,14 @@ def results_of(project: Path, name: str = "coco2017", *, generated: bool = False
 
 def test_results_stand_beside_the_published_ones(project: Path) -> None:
     text = results_of(project)
-    assert "| DFvT-T | 45.7 | 34.8 | 25.0 | 32.6 |" in text
-    assert "| DFvT-S | 55.7 | 39.2 | 25.0 | 36.3 |" in text
-    assert "| DFvT-B | 65.7 | 43.4 | 25.0 | 39.0 |" in text
+    assert "| DFvT-T | 0.457 | 0.348 | 0.250 | 0.326 |" in text
+    assert "| DFvT-S | 0.557 | 0.392 | 0.250 | 0.363 |" in text
+    assert "| DFvT-B | 0.657 | 0.434 | 0.250 | 0.390 |" in text
     size = (
         "| DFvT-B | 4,321,989 | 3,680,067 | 58M | 57,392,840 | 128×160 | 1.23G | 242G | 235.94G (236.70G) |"
     )
     assert size in text
-    assert "percent" in text
+    assert "percent" not in text
 
 
 def test_results_say_where_they_come_from(project: Path) -> None:
@@ -170,8 +186,36 @@ def test_results_on_coco_are_comparable(project: Path) -> None:
 
 def test_an_undefined_ap_is_a_dash(project: Path) -> None:
     text = results_of(project)
-    assert "| DFvT-T | mask | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | \N{EN DASH} |" in text
-    assert "-100" not in text
+    numbers = " | ".join(["0.250"] * 5)
+    assert f"| DFvT-T | mask | {numbers} | \N{EN DASH} |" in text, "null, as evaluate writes"
+    assert f"| DFvT-S | mask | {numbers} | \N{EN DASH} |" in text, "COCO's −1, as earlier versions wrote"
+    assert "-1.0" not in text
+
+
+def test_numbers_of_other_data_are_refused(project: Path) -> None:
+    file = project / "metrics/evaluate_small.json"
+    metrics = json.loads(file.read_text())
+    same = manifest("coco2017", generated=False).reference.model_dump()
+    write_json(file, metrics | {"data": same})
+    results_of(project)
+    write_json(file, metrics | {"data": {"name": "mini", "hash": "0" * 12}})
+    sentence = (
+        r"evaluate_small\.json is of another data set \(mini, hash 0+\): run `dvc repro evaluate@small`"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        results_of(project)
+
+
+def test_a_figure_that_was_not_drawn_is_left_out(project: Path) -> None:
+    (project / "reports/figures/predictions.png").unlink()
+    text = results_of(project)
+    assert "figures/predictions.png" not in text
+    assert "figures/errors.png" in text
+
+
+def test_a_cell_of_a_table_is_one_cell() -> None:
+    *_, row = markdown_table(["a", "b"], [["x|y", "two\nlines"]]).splitlines()
+    assert row == r"| x\|y | two lines |"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +224,6 @@ def test_an_undefined_ap_is_a_dash(project: Path) -> None:
         ("metrics/profile.json", "profile"),
         ("metrics/evaluate_small.json", "evaluate@small"),
         ("runs/base/run.json", "train@base"),
-        ("reports/figures/predictions.png", "report"),
     ],
 )
 def test_a_missing_input_is_named_with_its_stage(project: Path, file: str, stage: str) -> None:
@@ -235,6 +278,25 @@ def test_a_variant_keeps_its_colour_alone_or_with_others(project: Path) -> None:
     for variants, count in (["tiny"], True), (VARIANTS, True), (["small", "base"], False):
         plot_learning_curves(project / "runs", variants, project / "curves.png")
         assert (read_png(project / "curves.png") == blue).all(axis=2).any() == count
+
+
+def test_no_curve_and_no_bar_is_cut_off(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    for number, variant in enumerate(VARIANTS, 1):
+        run = project / "runs" / variant
+        table = pd.read_csv(run / "curve.csv").assign(loss=10.0**number)
+        table.to_csv(run / "curve.csv", index=False)
+        pd.read_csv(run / "val.csv").assign(segm_mAP=0.3 * number).to_csv(run / "val.csv", index=False)
+        ap = {"class": ["disc"], "bbox_AP": [0.1], "segm_AP": [0.3 * number]}
+        pd.DataFrame(ap).to_csv(project / "evaluations" / variant / "per_class.csv", index=False)
+    plot_learning_curves(project / "runs", VARIANTS, project / "learning.png")
+    plot_per_class_ap(project / "evaluations", VARIANTS, project / "classes.png")
+    learning, classes = figures
+    top = {ax.get_title(): ax.get_ylim()[1] for ax in learning.axes}
+    assert top["total loss"] > 1000 and top["validation mask mAP"] > 0.9
+    assert [ax.get_xlim()[0] for ax in classes.axes] == [0, 0]
+    assert all(ax.get_xlim()[1] > 0.9 for ax in classes.axes)
 
 
 def test_the_same_curves_are_the_same_file(project: Path) -> None:
@@ -310,11 +372,19 @@ def test_nothing_is_drawn_without_objects() -> None:
     np.testing.assert_array_equal(draw_instances(image, np.zeros((0, 4)), [], [], [], ["disc"]), image)
 
 
-def gallery(folder: Path, **changes: Any) -> list[Path]:
-    arguments: dict[str, Any] = {"variant": "tiny", "score_threshold": 0.5, "num_images": 3}
-    out = folder / "gallery"
-    arguments |= changes
-    return draw_gallery(folder, folder / "val.json", folder / "predictions.segm.json", out, **arguments)
+def gallery(
+    folder: Path, *, score_threshold: float = 0.5, num_images: int = 3, image_ids: list[int] | None = None
+) -> list[Path]:
+    truth = load_ground_truth(folder / "val.json")
+    chosen = spread_images(truth, num_images) if image_ids is None else image_ids
+    found = read_instances(folder / "predictions.segm.json", truth, "tiny", score_threshold)
+    return draw_gallery(
+        folder, truth, found, folder / "gallery", title="DFvT-T", image_ids=chosen, warn=refuse_warning
+    )
+
+
+def refuse_warning(sentence: str) -> None:
+    raise AssertionError(sentence)
 
 
 def test_the_gallery_spreads_evenly_over_the_images(pictures: Path) -> None:
@@ -322,7 +392,8 @@ def test_the_gallery_spreads_evenly_over_the_images(pictures: Path) -> None:
     assert [path.name for path in written] == ["1.png", "3.png", "5.png"]
     assert sorted(pictures.glob("gallery/*")) == written
     assert len(gallery(pictures, num_images=99)) == EMPTY_IMAGE_ID
-    chosen = gallery(pictures, image_ids=[4, 2, 1, 5])
+    assert gallery(pictures, num_images=0) == []
+    chosen = gallery(pictures, image_ids=[4, 2, 1])
     assert [path.name for path in chosen] == ["4.png", "2.png", "1.png"]
 
 
@@ -347,10 +418,24 @@ def test_a_detector_that_found_nothing_has_a_gallery(pictures: Path) -> None:
     assert len(gallery(pictures)) == 3
 
 
+def test_a_gallery_is_of_predictions_in_memory_or_of_the_file_with_its_own(pictures: Path) -> None:
+    truth = load_ground_truth(pictures / "val.json")
+    records = json.loads((pictures / "predictions.segm.json").read_text())
+    (expected, *_) = gallery(pictures)
+    wanted = expected.read_bytes()
+    chosen = choose_instances(records, [1, 3], 0.5)
+    assert sorted(chosen) == [1, 3]
+    assert choose_instances(records, [1, 3], 0.95) == {}
+    write_instances(chosen, pictures / "predictions.segm.json")
+    assert read_instances(pictures / "predictions.segm.json", truth, "tiny", 0.5) == chosen
+    assert gallery(pictures)[0].read_bytes() == wanted
+
+
 def test_the_overview_has_a_row_an_image_and_a_column_a_variant(pictures: Path) -> None:
-    predictions = dict.fromkeys(VARIANTS, pictures / "predictions.segm.json")
+    truth = load_ground_truth(pictures / "val.json")
+    found = read_instances(pictures / "predictions.segm.json", truth, "tiny", 0.5)
     path = pictures / "figures/predictions.png"
-    draw_overview(pictures, pictures / "val.json", predictions, path, score_threshold=0.5, num_images=2)
+    draw_overview(pictures, truth, dict.fromkeys(VARIANTS, found), path, image_ids=spread_images(truth, 2))
     assert read_png(path).shape == (36 + 2 * (288 + 12), 12 + 4 * (360 + 12), 3)
     assert [file.name for file in path.parent.iterdir()] == ["predictions.png"]
 
@@ -392,16 +477,155 @@ def test_a_missing_gallery_input_is_named_with_its_stage(pictures: Path, file: s
         gallery(pictures)
 
 
-def test_a_missing_image_is_named(pictures: Path) -> None:
-    (pictures / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"3\.png is missing or not an image"):
-        gallery(pictures)
+def test_a_picture_that_cannot_be_drawn_is_a_warning_and_the_others_are_drawn(pictures: Path) -> None:
+    (pictures / "2.png").unlink()
+    (pictures / "3.png").write_bytes(b"no image")
+    truth, warnings = load_ground_truth(pictures / "val.json"), list[str]()
+    written = draw_gallery(
+        pictures, truth, {}, pictures / "gallery", title="", image_ids=[1, 2, 3, 4], warn=warnings.append
+    )
+    assert [path.name for path in written] == ["1.png", "4.png"]
+    assert sorted(pictures.glob("gallery/*")) == written
+    assert len(warnings) == 2
+    assert (
+        f"the picture {pictures}/gallery/2.png was not drawn: {pictures}/2.png does not exist" in warnings[0]
+    )
+    assert f"{pictures}/3.png: it is no image that can be read" in warnings[1]
+
+
+def test_a_stop_by_the_user_is_no_warning(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), optional_picture(tmp_path / "a.png", refuse_warning):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [30, 25, 10, 8],
+        [10, 25, 30, 8],
+        [0, 0, 1e300, 1],
+        [-1e9, -1e9, 1e9, 1e9],
+        [5, 5, 5, 5],
+        [0, 0, -1e308, 9],
+    ],
+)
+def test_any_box_is_drawn(box: list[float]) -> None:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    drawn = draw_instances(image, np.array([box], float), [None], [0], None, ["disc"], scale=2.0)
+    assert drawn.shape == (2 * HEIGHT, 2 * WIDTH, 3)
+
+
+def test_a_box_of_negative_width_is_drawn_where_it_lies() -> None:
+    image = np.zeros((60, 60, 3), np.uint8)
+    negative, positive = np.array([[40, 20, 10, 50]]), np.array([[10, 20, 40, 50]])
+    drawn = draw_instances(image, negative, [None], [0], None, [""])
+    np.testing.assert_array_equal(drawn, draw_instances(image, positive, [None], [0], None, [""]))
+    assert drawn.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1)])
+def test_an_image_of_extreme_sides_is_drawn(shape: tuple[int, int]) -> None:
+    drawn = draw_instances(np.zeros((*shape, 3), np.uint8), np.zeros((0, 4)), [], [], None, [], scale=1e-4)
+    assert drawn.shape == (1, 1, 3)
+
+
+ODD_NAMES = (
+    "None",
+    "NA",
+    "",
+    "nan",
+    "$x_$",
+    "$\\frac$",
+    "a\nb",
+    "a\rb",
+    "\0",
+    "x" * 250,
+    "鱼",
+    "_hidden",
+    "a&b",
+)
+
+
+def test_classes_of_any_name_have_figures(project: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for variant in VARIANTS:
+        table = pd.DataFrame({"class": ODD_NAMES, "bbox_AP": 0.5, "segm_AP": 0.5})
+        write_table(table, project / "evaluations" / variant / "per_class.csv")
+    plot_per_class_ap(project / "evaluations", VARIANTS, project / "classes.png")
+    confusion = pd.DataFrame({"actual": ODD_NAMES, "predicted": ODD_NAMES[::-1], "number": 3})
+    write_table(confusion, project / "confusion.csv")
+    plot_confusion(project / "confusion.csv", "evaluate@tiny", project / "confusion.png")
+    assert read_png(project / "classes.png").shape[1] == 10 * DPI
+    assert read_png(project / "confusion.png").any()
+    image = np.zeros((90, 90, 3), np.uint8)
+    for label in range(len(ODD_NAMES)):
+        draw_instances(image, np.array([[9, 30, 60, 60]]), [None], [label], [0.5], ODD_NAMES)
+    assert not recwarn.list, [str(one.message) for one in recwarn]
+
+
+def test_confusions_of_many_classes_are_a_picture_of_a_usual_size(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(300)]
+    write_table(pd.DataFrame({"actual": names, "predicted": names, "number": 1}), tmp_path / "confusion.csv")
+    plot_confusion(tmp_path / "confusion.csv", "evaluate@tiny", tmp_path / "confusion.png")
+    assert max(read_png(tmp_path / "confusion.png").shape) < 4000
+
+
+def test_no_confusions_are_a_picture(tmp_path: Path) -> None:
+    write_table(pd.DataFrame({"actual": [], "predicted": [], "number": []}), tmp_path / "confusion.csv")
+    plot_confusion(tmp_path / "confusion.csv", "evaluate@tiny", tmp_path / "confusion.png")
+    assert read_png(tmp_path / "confusion.png").any()
+
+
+def test_a_detector_without_masks_has_figures(project: Path) -> None:
+    for variant in VARIANTS:
+        run, evaluation = project / "runs" / variant, project / "evaluations" / variant
+        pd.read_csv(run / "curve.csv").assign(loss_mask="").to_csv(run / "curve.csv", index=False)
+        pd.read_csv(run / "val.csv").assign(segm_mAP="").to_csv(run / "val.csv", index=False)
+        for name in ("per_class.csv", "precision_recall.csv"):
+            table = pd.read_csv(evaluation / name).drop(columns="segm_AP", errors="ignore")
+            table[~table.isin(["segm"]).any(axis=1)].to_csv(evaluation / name, index=False)
+        rows = {"iou_type": "bbox", "error": ["missed"], "number": 1, "AP50_cost": 0.5}
+        pd.DataFrame(rows).to_csv(evaluation / "errors.csv", index=False)
+        metrics = json.loads((project / f"metrics/evaluate_{variant}.json").read_text())
+        boxes = {name: value for name, value in metrics.items() if name.startswith("bbox")}
+        write_json(project / f"metrics/evaluate_{variant}.json", boxes)
+    plot_learning_curves(project / "runs", VARIANTS, project / "learning.png")
+    for plot in (plot_precision_recall, plot_per_class_ap, plot_errors):
+        plot(project / "evaluations", VARIANTS, project / f"{plot.__name__}.png")
+        assert read_png(project / f"{plot.__name__}.png").any()
+    text = results_of(project)
+    assert "| DFvT-T | 0.457 | 0.348 | \N{EN DASH} | 0.326 |" in text
+    assert "| DFvT-T | mask |" not in text
+
+
+def test_labels_are_short_lines() -> None:
+    assert label_of("traffic light") == "traffic light"
+    assert label_of("a\n\tb") == "a  b"
+    assert label_of("a\0\ud800") == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    assert len(label_of("x" * 250)) == 40 and label_of("x" * 250).endswith("…")
+
+
+def test_a_font_is_found_for_the_characters_that_the_default_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    latin, chinese = "/fonts/latin.ttf", "/fonts/chinese.ttc"
+    files = {"DejaVu Sans": latin, "Other": "/fonts/other.ttf", "Noto Sans CJK SC": chinese}
+    characters = {latin: "abc♂", "/fonts/other.ttf": "abc鱼", chinese: "abc鱼虾"}
+    monkeypatch.setattr(labels, "_file_of", files.__getitem__)
+    monkeypatch.setattr(labels, "_other_families", lambda: ["Noto Sans CJK SC", "Other"])
+    monkeypatch.setattr(labels, "_characters_of", lambda file: frozenset(map(ord, characters[file])))
+    assert labels.font_families(["abc", "a♂"]) == ["DejaVu Sans"]
+    assert labels.font_families(["abc", "鱼 虾"]) == ["DejaVu Sans", "Noto Sans CJK SC"]
+    assert labels.font_file(["abc", "a♂"]) == latin
+    assert labels.font_file(["a鱼", "虾"]) == chinese
+    assert labels.missing_characters(["a鱼", "蟹\n"]) == "蟹"
+    assert labels.missing_font_warning(["abc鱼"]) is None
+    assert "no installed font has these characters of the class names: 蟹;" in str(
+        labels.missing_font_warning(["蟹"])
+    )
 
 
 def test_the_published_table_is_that_of_the_paper() -> None:
     rows = [(row.name, row.bbox_map, row.segm_map, row.params_printed) for row in PUBLISHED.values()]
     assert rows == [
-        ("DFvT-T", 34.8, 32.6, "25M"),
-        ("DFvT-S", 39.2, 36.3, "32M"),
-        ("DFvT-B", 43.4, 39.0, "58M"),
+        ("DFvT-T", 0.348, 0.326, "25M"),
+        ("DFvT-S", 0.392, 0.363, "32M"),
+        ("DFvT-B", 0.434, 0.390, "58M"),
     ]

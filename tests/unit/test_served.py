@@ -221,6 +221,7 @@ def test_a_device_without_memory_is_the_error_of_one_image(
 
     monkeypatch.setattr(served, "predictor", predict_on)
     predict_on.classes = predictor.classes  # type: ignore[attr-defined]
+    predict_on.read = predictor.read  # type: ignore[attr-defined]
     first, second = served.predict([path, path])
     assert first["error"] == "there is no memory left for it"
     assert_found(second, found)

@@ -174,6 +174,32 @@ def test_a_key_that_counts_for_some_trials_only_is_no_error(tmp_path: Path) -> N
     assert len(write_results(some, "bbox_mAP", "max", tmp_path)) == 3
 
 
+def test_an_undefined_number_is_a_dash_an_empty_cell_and_the_last(tmp_path: Path) -> None:
+    best = replace(trial(1), metrics={"bbox_mAP": 0.01784, "bbox_mAP_l": -1.0})
+    undefined = replace(trial(2), metrics={"bbox_mAP": -1.0})
+    for mode in ("max", "min"):
+        assert best_first([undefined, best], "bbox_mAP", mode) == [best, undefined]  # type: ignore[arg-type]
+    last = [
+        line.split(" | ")[-1] for line in results_table([undefined, best], "bbox_mAP", "max").splitlines()
+    ]
+    assert last == ["bbox_mAP |", "---: |", "0.018 |", "\N{EN DASH} |"]
+    write_results([undefined, best], "bbox_mAP", "max", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["bbox_mAP"], row["bbox_mAP_l"]) for row in rows] == [("0.01784", ""), ("", "")]
+
+
+def test_a_plot_that_cannot_be_drawn_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("zero total variance in all trees")
+
+    monkeypatch.setattr("dfvt.reports.sweep.plots.plot_param_importances", refuse)
+    files = write_results([trial(number) for number in range(1, 9)], "bbox_mAP", "max", tmp_path)
+    assert [file.name for file in files] == ["results.csv", "parallel_coordinates.png"]
+    assert "importances.png was not drawn: zero total variance in all trees" in capsys.readouterr().err
+
+
 def test_what_should_be_small_comes_first_when_it_is(trials: list[TrialRecord]) -> None:
     upwards = [record.metrics["bbox_mAP"] for record in best_first(trials, "bbox_mAP", "min")[:3]]
     assert upwards == sorted(upwards)
