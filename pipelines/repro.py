@@ -24,6 +24,8 @@ from pipelines.stage import explain_os_error
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
+REPORT = Path("reports/results.md")
+
 
 def main() -> int:
     escape_unencodable()
@@ -122,12 +124,22 @@ def reproduce(targets: list[str], *, force: bool) -> int:
             raise
         print(f"repro: {explain_os_error(error)}", file=sys.stderr)
         return 2
-    what = f"ran {len(stages)} stages" if stages else "nothing changed"
-    print(
-        f"repro: {what}, {time.monotonic() - started:.1f} s; the report is reports/results.md",
-        file=sys.stderr,
-    )
+    print(closing_line(targets, len(stages), time.monotonic() - started), file=sys.stderr)
     return 0
+
+
+def closing_line(targets: list[str], num_stages: int, seconds: float) -> str:
+    """Return what ran, and where the report is if it is of these results."""
+    what = f"ran {num_stages} stages" if num_stages else "nothing changed"
+    with_report = not targets or "report" in targets
+    report = (
+        f"the report is {REPORT}"
+        if with_report
+        else f"{REPORT} was not written again, it may be of other results: `make repro` writes it"
+        if REPORT.exists()
+        else "`make repro` writes the report"
+    )
+    return f"repro: {what}, {seconds:.1f} s; {report}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.repro import exit_code
+from pipelines.repro import closing_line, exit_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = """
@@ -208,6 +208,22 @@ def test_a_project_that_was_copied_in_part_is_a_sentence(
 def test_a_failed_stage_gives_its_exit_code(status: str, code: int) -> None:
     # /bin/sh, unlike bash, is itself ended by the signal of Ctrl-C; then the status is negative.
     assert exit_code(f"failed to run: python -m pipelines.train tiny, exited with {status}") == code
+
+
+def test_a_report_of_other_results_is_not_named_as_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for targets in ([], ["report"], ["evaluate@tiny", "report"]):
+        assert closing_line(targets, 3, 12.34).endswith(
+            "ran 3 stages, 12.3 s; the report is reports/results.md"
+        )
+    assert closing_line(["evaluate@tiny"], 0, 1.0).endswith("changed, 1.0 s; `make repro` writes the report")
+    Path("reports").mkdir()
+    Path("reports/results.md").write_text("# Results of other data\n")
+    line = closing_line(["evaluate@tiny"], 3, 1.0)
+    assert "the report is" not in line
+    assert "reports/results.md was not written again, it may be of other results" in line
 
 
 def test_a_stage_that_did_not_start_gives_1() -> None:
