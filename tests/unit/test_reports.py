@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -620,6 +621,21 @@ def test_a_font_is_found_for_the_characters_that_the_default_lacks(monkeypatch: 
     assert "no installed font has these characters of the class names: 蟹;" in str(
         labels.missing_font_warning(["蟹"])
     )
+
+
+def test_a_character_of_another_font_is_drawn_from_there(tmp_path: Path) -> None:
+    default, other = (labels._characters_of(labels._file_of(name)) for name in ("DejaVu Sans", "STIXGeneral"))
+    name = chr(min(other - default))  # both fonts come with matplotlib
+    assert labels.missing_characters([name]) == ""
+    assert labels.font_file([name]) != labels._file_of("DejaVu Sans")
+    with warnings.catch_warnings(), curves.figure_style([name]):
+        warnings.simplefilter("error")  # matplotlib warns of a character that no font of the list has
+        figure = Figure()
+        figure.text(0.5, 0.5, name)
+        figure.savefig(tmp_path / "a.png")
+        with pytest.raises(UserWarning, match="missing from font"):
+            figure.text(0.2, 0.5, "\U000e0041\uf8ff")
+            figure.savefig(tmp_path / "b.png")
 
 
 def test_the_published_table_is_that_of_the_paper() -> None:
