@@ -137,19 +137,32 @@ def with_device_settings(
 
 
 def guard_interfaces(model: nn.Module) -> None:
-    """Gives RoIAlign contiguous float32 maps, and decoding, losses and NMS float32 predictions.
+    """Gives mmcv's kernels contiguous maps, RoIAlign float32 ones, and decoding, losses and NMS float32.
 
     Scores and boxes in half precision would tie and shift; mmdet says the same by decorators, which know
-    float16 alone. mmcv's RoIAlign reads a map's memory as if it were contiguous: of a channels-last one, as
-    convolutions like to return, it would make other features without an error.
+    float16 alone. mmcv's kernels (RoIAlign, deformable convolutions) read a map's memory as if it were
+    contiguous: of a channels-last one, as convolutions like to return, they would make other features without
+    an error.
     """
     for module in model.modules():
+        if any(kind.__module__.startswith("mmcv.ops.") for kind in type(module).__mro__):
+            module.register_forward_pre_hook(_contiguous_inputs)
+            for layer in module.children():  # that makes offsets and weights of samples
+                layer.register_forward_hook(_contiguous_output)
         if isinstance(module, FastRoIExtractor):
             continue  # it takes maps as they are
         if isinstance(module, BaseRoIExtractor):
             module.register_forward_pre_hook(_maps_for_roi_align)
         elif isinstance(module, BaseDenseHead | BBoxHead | FCNMaskHead):
             module.register_forward_hook(_outputs_to_float32)
+
+
+def _contiguous_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.contiguous() if isinstance(one, Tensor) else one for one in inputs)
+
+
+def _contiguous_output(_: nn.Module, __: Any, output: Any) -> Any:
+    return output.contiguous() if isinstance(output, Tensor) else output
 
 
 def _maps_for_roi_align(_: nn.Module, inputs: Any) -> Any:

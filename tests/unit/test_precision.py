@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from mmcv import Config, ConfigDict
+from mmcv.ops import ModulatedDeformConv2dPack
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+from torch import nn
 from torchvision.ops import roi_align
 
 from dfvt.data.loading import EpochBatchSampler, build_train_loader
@@ -21,7 +23,7 @@ from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector
-from dfvt.engine.precision import Precision, precision_of, to_float32
+from dfvt.engine.precision import Precision, guard_interfaces, precision_of, to_float32
 from dfvt.engine.train import train
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -144,6 +146,21 @@ def test_roi_features_are_those_of_torchvision_however_maps_lie_in_memory(
     for level, (values, stride) in enumerate(zip(maps, extractor.featmap_strides, strict=True)):
         expected = roi_align(values.contiguous(), rois, 7, 1 / stride, aligned=True)
         torch.testing.assert_close(features[levels == level], expected[levels == level])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_deformable_convolutions_read_channels_last_maps_rightly(batch: int) -> None:
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), ModulatedDeformConv2dPack(8, 6, 3, padding=1)).double()
+        nn.init.normal_(model[1].conv_offset.weight, std=0.1)
+        guard_interfaces(model.to(memory_format=layout))
+        images = torch.randn(batch, 3, 10, 12, dtype=torch.float64).to(memory_format=layout)
+        out = model(images)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), list(model.parameters()))])
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_a_channels_last_detector_has_the_losses_of_a_contiguous_one(config: Config) -> None:
