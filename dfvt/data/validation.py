@@ -78,7 +78,7 @@ class SplitReport(BaseModel):
     wrong_crowd_flags: Finding
     duplicate_ids: Finding
     zero_ids: Finding
-    unevaluated_ids: Finding
+    unevaluated_ids: Finding = Finding(count=0, examples=())  # an earlier version did not look for them
     repeated_images: Finding
     names_outside: Finding
     boxes_outside_image: Finding
