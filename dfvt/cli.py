@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         return _fail(error, 2, debug=options.debug)
     except OSError as error:
+        if isinstance(error, ConnectionError) and error.errno is None:  # a sentence about MLflow's server
+            return _fail(error, 1, debug=options.debug)
         if error.filename is None:
             raise
         return _fail(ValueError(f"{error.filename}: {error.strerror}"), 2, debug=options.debug)

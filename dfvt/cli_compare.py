@@ -6,16 +6,23 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dfvt.tracking.mlflow import RunRecorder
     from dfvt.tracking.runs import RunInfo
 
 RUN_NOTE, TRIAL_NOTE = NOTES = ("run.json", "trial.json")  # beside the curve files, they name the run
-TRAININGS = ("runs/*/run.json", ".dfvt/train/*/run.json", ".dfvt/sweeps/*/trials/*/trial.json")
+TRAININGS = (
+    "runs/*/run.json",
+    ".dfvt/train/*/run.json",
+    ".dfvt/sweeps/*/run.json",
+    ".dfvt/sweeps/*/trials/*/trial.json",
+)
+CONFIG_FILES = ("config.json", "config.py")  # of a run; earlier versions kept the second alone
 MOST_CONFIGS = 10  # of so many runs the configs are fetched and compared
 WIDE = 200  # columns where no terminal says how many it has
 
@@ -150,8 +157,11 @@ def _compare(options: Namespace) -> int:
 
 
 def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str, str]]:
-    """Which keys of the runs' configs differ; of many runs nobody asks that."""
-    from dfvt.engine.config import load_config
+    """Which keys of the runs' configs differ; of many runs nobody asks that.
+
+    Others may have written the configs: they are read as data, and never executed.
+    """
+    from dfvt.engine.plain import plain_values, read_plain_values
     from dfvt.reports.compare import config_differences
     from dfvt.tracking.runs import fetch_artifact
 
@@ -161,9 +171,16 @@ def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str
     with TemporaryDirectory() as folder:
         for run in runs:
             (place := Path(folder, run.run_id)).mkdir()
-            config = fetch_artifact(uri, run.run_id, "config.py", place)
-            if config:
-                configs[f"{run.name} {run.run_id[:6]}"] = dict(load_config(config).items())
+            for name in CONFIG_FILES:
+                config = fetch_artifact(uri, run.run_id, name, place)
+                if config is None:
+                    continue
+                try:
+                    configs[f"{run.name} {run.run_id[:6]}"] = plain_values(read_plain_values(config))
+                except ValueError as error:
+                    reason = str(error).replace(str(config), name)
+                    print(f"dfvt: run {run.run_id} is left out of the configs: {reason}", file=sys.stderr)
+                break
     return config_differences(configs)
 
 
@@ -186,41 +203,67 @@ def _find(options: Namespace) -> int:
     return 0
 
 
-def _noted(note: Path) -> dict[str, str]:
+def _noted(note: Path) -> dict[str, Any]:
     """What a training's note says of its run; a trial's store stands in the note of its sweep."""
-    noted: dict[str, str] = {}
+    noted: dict[str, Any] = {}
     if note.name == TRIAL_NOTE and (of_sweep := note.absolute().parents[2] / RUN_NOTE).is_file():
-        noted = json.loads(of_sweep.read_text(encoding="utf-8"))
-    return noted | json.loads(note.read_text(encoding="utf-8"))
+        noted = json.loads(of_sweep.read_bytes())
+    return noted | json.loads(note.read_bytes())
 
 
 def _sync(options: Namespace) -> int:
+    from dfvt.cluster.abandoned import end_if_abandoned
     from dfvt.cluster.mlflow_curves import send_missing
-    from dfvt.tracking.deferred import attach_noted
-    from dfvt.tracking.mlflow import require_reachable, tracking_uri
+    from dfvt.tracking.addresses import artifact_root, tracking_uri
+    from dfvt.tracking.mlflow import require_reachable
     from dfvt.tracking.sending import send_deferred
 
-    require_reachable(tracking_uri(Path.cwd()))
-    if not options.folders:
-        sent, num_waiting = send_deferred(Path.cwd(), Path("mlartifacts"))
-        for name in sent:
-            print(f"{name}: sent, with all that it has")
-        if num_waiting:
-            print(f"runs that go on, and are to be sent when they have ended: {num_waiting}")
+    project = Path.cwd()
+    require_reachable(tracking_uri(project))
     notes = [one for folder in options.folders for name in NOTES if (one := folder / name).is_file()]
     if len(notes) < len(options.folders):
         raise ValueError(f"each folder must hold {' or '.join(NOTES)}, which name its run")
     if not options.folders:
         notes = sorted(one for pattern in TRAININGS for one in Path().glob(pattern))
-    num_points = 0
+    try:
+        recorders = _recorders_of(notes)
+        for note, recorder in recorders.items():
+            if status := end_if_abandoned(note, recorder):
+                print(f"{note.parent}: nobody works on its run any more, it is now {status.lower()}")
+        if not options.folders:
+            sent, num_waiting = send_deferred(project, artifact_root(project))
+            for name in sent:
+                print(f"{name}: sent, with all that it has")
+            if num_waiting:
+                print(f"runs that go on, and are to be sent when they have ended: {num_waiting}")
+            recorders = _recorders_of(recorders, say=False)  # some are elsewhere now
+        num_points = 0
+        for note, recorder in recorders.items():
+            num_sent = send_missing(recorder, note.parent)
+            if num_sent:
+                print(f"{note.parent}: {num_sent} points sent")
+            num_points += num_sent
+    except ConnectionError as error:
+        raise ValueError(str(error)) from error
+    if not num_points:
+        print(f"no point is missing: looked at the curve files of {len(recorders)} trainings")
+    if options.folders and len(recorders) < len(notes):
+        return 1
+    return 0
+
+
+def _recorders_of(notes: Iterable[Path], *, say: bool = True) -> dict[Path, RunRecorder]:
+    """The runs of notes; those that no store of this project has, as in a clone, are said and left out."""
+    from dfvt.tracking.deferred import attach_noted
+    from dfvt.tracking.mlflow import RunNotFoundError
+
+    recorders = {}
     for note in notes:
         try:
-            num_sent = send_missing(attach_noted(_noted(note), Path.cwd()), note.parent)
-        except ConnectionError as error:
-            raise ValueError(str(error)) from error
-        if num_sent:
-            print(f"{note.parent}: {num_sent} points sent")
-        num_points += num_sent
-    if not num_points:
-        print(f"no point is missing: looked at the curve files of {len(notes)} trainings")
-    return 0
+            recorders[note] = attach_noted(_noted(note), Path.cwd())
+        except RunNotFoundError as error:
+            if say:
+                print(f"dfvt: {note.parent} is left out: {error}", file=sys.stderr)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{note} does not name an MLflow run: remove it") from error
+    return recorders

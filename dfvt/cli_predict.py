@@ -99,16 +99,20 @@ def _folder(options: Namespace, content: str) -> Path:
 def _load(options: Namespace) -> tuple[Config, Predictor]:
     """The config and detector that are asked for."""
     from dfvt.engine.config import load_config
+    from dfvt.engine.custom_modules import refuse_custom_modules
     from dfvt.engine.infer import choose_devices
+    from dfvt.engine.plain import load_plain_config
     from dfvt.engine.predict import Predictor
 
     device = choose_devices(options.gpus)[0]
     with TemporaryDirectory() as folder:
         if _is_model(options):
             config, checkpoint = _fetch(str(options.config), Path(folder))
+            cfg = load_plain_config(config, options.cfg_options)  # others wrote it: it is not executed
+            refuse_custom_modules(cfg, f"the config of {options.config}")
         else:
             config, checkpoint = options.config, Path(options.words[0])
-        cfg = load_config(config, options.cfg_options, import_modules=not _is_model(options))
+            cfg = load_config(config, options.cfg_options)
         return cfg, Predictor(cfg, checkpoint, device)
 
 

@@ -284,6 +284,7 @@ class TrackingSettings(Section):
 
     experiment: Text = Field(default="dfvt", max_length=500, description="a name of 1 to 500 characters")
     required: bool = Field(default=True, description="true or false")
+    upload_changes: Switch = "auto"
 
 
 class ReportSettings(Section):

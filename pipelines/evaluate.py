@@ -35,18 +35,19 @@ MAX_METRIC_NAME = 250  # characters that MLflow takes
 
 def main(settings: Settings, variant: str) -> None:
     quiet_libraries()
-    from dfvt.engine.config import load_config
+    from dfvt.engine.custom_modules import import_custom_modules
     from dfvt.engine.evaluate import evaluate_model
     from dfvt.engine.infer import choose_device, load_detector
     from dfvt.engine.pace import Pace
+    from dfvt.engine.plain import load_plain_config
     from dfvt.reports.errors import write_errors
     from dfvt.reports.gallery import load_ground_truth
-    from dfvt.tracking.deferred import attach_noted
 
     run = Path("runs", variant)
     manifest = DatasetManifest.load(DATASET_MANIFEST)
-    recorder = attach_noted(json.loads((run / "run.json").read_text(encoding="utf-8")), Path.cwd())
-    cfg = load_config(run / "config.py")
+    recorder = recorder_of(settings, variant, run / "run.json")
+    cfg = load_plain_config(run / "config.py")
+    import_custom_modules(cfg)
     device = choose_device(settings.train.use_gpu)
     model, dataset = load_detector(cfg, run / "checkpoint.pth", device)
     with tqdm(
@@ -94,6 +95,42 @@ def log_numbers(
 def defined(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics without those that COCO leaves undefined, which it marks by −1."""
     return {name: value for name, value in metrics.items() if value >= 0}
+
+
+def recorder_of(settings: Settings, variant: str, note: Path) -> RunRecorder:
+    """Return the training's run, or a new one in its place if the stores of this project do not have it.
+
+    Raises:
+        ValueError: the store cannot be used, or the note is none.
+    """
+    from dfvt.cluster.notes import read_note
+    from dfvt.engine.plain import config_json, load_plain_config
+    from dfvt.tracking.addresses import artifact_root
+    from dfvt.tracking.deferred import attach_noted, choose_store, file_again
+    from dfvt.tracking.mlflow import RunNotFoundError
+
+    def warn(message: str) -> None:
+        print(f"evaluate@{variant}: {message}", file=sys.stderr)
+
+    project, noted = Path.cwd(), read_note(note)
+    if noted is None:
+        raise FileNotFoundError(f"{note} is missing: run `dvc repro train@{variant}`")
+    try:
+        return attach_noted(noted, project)
+    except RunNotFoundError as error:
+        warn(f"{str(error).rstrip('.')}; the evaluation is filed in a new run")
+    store = choose_store(project, required=settings.tracking.required, noted=None, warn=warn)
+    recorder = file_again(
+        noted,
+        store,
+        settings.tracking.experiment,
+        run_name=f"{variant} {settings.profile}",
+        artifact_root=artifact_root(project),
+    )
+    config = note.with_name("config.py")
+    recorder.log_artifact(config)
+    recorder.log_text(config_json(load_plain_config(config)), "config.json")
+    return recorder
 
 
 def class_metrics(evaluation: CocoEvaluation) -> dict[str, float]:
@@ -207,7 +244,7 @@ def keep_model(
     example: Path,
 ) -> None:
     """Log the detector as an MLflow model, and register it among those of the same data set."""
-    from dfvt.tracking.models import CHAMPION, log_model, register_model
+    from dfvt.tracking.models import CHAMPION, log_model, model_name, register_model
 
     run = Path("runs", variant)
     log_model(
@@ -218,7 +255,7 @@ def keep_model(
         requirements=Path("requirements.txt"),
         example=example,
     )
-    name = f"{settings.tracking.experiment}-{manifest.name}-{manifest.data_hash[:8]}"
+    name = model_name(settings.tracking.experiment, manifest.name, manifest.data_hash)
     tags = json.loads((run / "run.json").read_text(encoding="utf-8"))["tags"]
     version = register_model(recorder, name, tags=tags, metrics=metrics, metric="bbox_mAP")
     champion = ", the champion" if CHAMPION in version.aliases else ""

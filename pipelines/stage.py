@@ -60,6 +60,8 @@ def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     except (ValueError, FileNotFoundError) as error:
         _fail(f"{name}: {error}", 2, error if debug else None)
     except OSError as error:
+        if isinstance(error, ConnectionError) and error.errno is None:  # a sentence about MLflow's server
+            _fail(f"{name}: {error}", 1, error if debug else None)
         if error.filename is None:
             raise
         _fail(f"{name}: {explain_os_error(error)}", 2, error if debug else None)

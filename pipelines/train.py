@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,6 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
             "image_size": image_size_of(cfg),
         }
     )
-    recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
     job = TrainingJob(
         config=config_text(with_absolute_paths(cfg, project)),
         work_dir=state,
@@ -83,15 +82,59 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         use_gpu=values.use_gpu,
         lineage=lineage,
     )
-    try:
-        run_training(job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")])
-    except BaseException as error:
-        recorder.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    recorder.log_artifact(state / "config.py")
-    recorder.log_artifact(state / "checkpoint.pth")
-    recorder.finish()
+    with one_training(state):
+        recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
+        with ended_on_error(recorder):
+            run_training(job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")])
+            file_results(recorder, state)
     return state
+
+
+@contextmanager
+def one_training(state: Path) -> Iterator[None]:
+    """Keep others from the state of a training while it runs; `dfvt runs sync` sees that it runs.
+
+    Raises:
+        ValueError: another process trains with this state.
+    """
+    from filelock import Timeout
+
+    from dfvt.cluster.records import LOCK_SECONDS, lock_of
+
+    try:
+        with lock_of(state, LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process trains with the state in {state}: wait for its end") from error
+
+
+@contextmanager
+def ended_on_error(recorder: RunRecorder) -> Iterator[None]:
+    """End a run if the body raises; whatever MLflow does then, the body's error is the one that is raised."""
+    try:
+        yield
+    except BaseException as error:
+        recorder.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+def file_results(recorder: RunRecorder, state: Path) -> None:
+    """Keep the config and the checkpoint of a finished training with its run, and end the run.
+
+    Raises:
+        RuntimeError: MLflow does not take them.
+    """
+    from dfvt.engine.plain import config_json, load_plain_config
+
+    try:
+        recorder.log_artifact(state / "config.py")
+        recorder.log_text(config_json(load_plain_config(state / "config.py")), "config.json")
+        recorder.log_artifact(state / "checkpoint.pth")
+        recorder.finish()
+    except (ConnectionError, ValueError) as error:
+        raise RuntimeError(
+            f"{str(error).rstrip('.')}; the training has ended: the same command files its results"
+        ) from error
 
 
 def state_key(config: str, manifest: DatasetManifest, values: VariantTrainSettings, pretrained: Path) -> str:
@@ -110,26 +153,36 @@ def open_run(
     """Continue the MLflow run of an interrupted training that is noted in `file`, or start and note one."""
     from dfvt.cluster.notes import continue_noted_run, note_run, read_note
     from dfvt.cluster.origins import keep_origin
+    from dfvt.tracking.addresses import artifact_root
     from dfvt.tracking.deferred import choose_store
     from dfvt.tracking.mlflow import RunRecorder
-    from dfvt.tracking.origin import collect_origin
+    from dfvt.tracking.origin import KEPT, collect_origin, keeps_changes
 
     def warn(message: str) -> None:
         print(f"train@{values.variant}: {message}", file=sys.stderr)
 
-    store = choose_store(Path.cwd(), required=settings.tracking.required, noted=read_note(file), warn=warn)
-    if noted := continue_noted_run(file, store.uri, warn):
+    project = Path.cwd()
+    store = choose_store(project, required=settings.tracking.required, noted=read_note(file), warn=warn)
+    origin = collect_origin(
+        project, with_diff=keeps_changes(settings.tracking.upload_changes, store, project)
+    )
+    if noted := continue_noted_run(file, store.uri, project, warn):
+        with ended_on_error(noted):
+            if noted.tag(KEPT) is None:
+                keep_origin(noted, origin, manifest)
         return noted
+    params = values.model_dump(mode="json")
     recorder = RunRecorder.open(
         store.uri,
         settings.tracking.experiment,
-        artifact_root=Path("mlartifacts"),
+        artifact_root=artifact_root(project),
         run_name=f"{values.variant} {settings.profile}",
         tags=lineage | store.tags,
-        params=values.model_dump(),
+        params=params,
     )
-    keep_origin(recorder, collect_origin(Path.cwd()), manifest)
-    note_run(file, recorder, store, tags=lineage)
+    with ended_on_error(recorder):
+        note_run(file, recorder, store, project, tags=lineage, params=params)
+        keep_origin(recorder, origin, manifest)
     return recorder
 
 

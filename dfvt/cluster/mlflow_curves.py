@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from dfvt.cluster.relay import ClusterCallback
 from dfvt.engine.callbacks import EvaluationRecord, StepRecord, TrainingStart
 from dfvt.engine.curves import LOSS_COLUMNS, TRAIN_FILE, VAL_FILE, is_kept
-from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.mlflow import RefusedError, RunRecorder
 
 SECONDS_BETWEEN_REQUESTS = 10.0
 Point = tuple[int, dict[str, float]]  # a step, and the values that metrics have there
@@ -42,6 +42,7 @@ class MlflowCurves(ClusterCallback):
         self.settings = settings or {}
         self.folder = folder
         self.in_doubt = False
+        self.refusal: RefusedError | None = None
         self.resumed_at = 0
         self.known = {"train": -1, "val": -1}  # the last steps that the run has
         self.best: dict[str, float] = {}
@@ -77,8 +78,8 @@ class MlflowCurves(ClusterCallback):
         )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags, unless the server cannot be reached: the training is worth more."""
-        with suppress(ConnectionError):
+        """Sets tags, unless the server does not take them: the training is worth more."""
+        with suppress(ConnectionError, RefusedError):
             self.recorder.set_tags(tags)
 
     def on_step(self, record: StepRecord) -> None:
@@ -117,9 +118,13 @@ class MlflowCurves(ClusterCallback):
     def on_end(self, checkpoint: Path) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         self.flush()
-        while self.pending and time.monotonic() < deadline:
+        while self.pending and not self.refusal and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_REQUESTS)  # how long MLflow itself waits can be set to nothing
             self.flush()
+        if self.refusal:
+            raise RuntimeError(
+                f"{self.refusal} The training has ended, and is not repeated when it is started again"
+            )
         if self.pending:
             raise RuntimeError(
                 f"the MLflow store takes no numbers for {PATIENCE_SECONDS / 60:.0f} minutes: start it, and "
@@ -127,15 +132,17 @@ class MlflowCurves(ClusterCallback):
             )
 
     def flush(self) -> None:
-        """Sends what is pending, or keeps it for the next time when the server cannot be reached."""
+        """Sends what is pending, or keeps it for the next time when the server does not take it."""
+        self.refusal = None
         try:
             if self.in_doubt:
                 self.leave_out_known()
             if self.pending:
                 self.recorder.log_curve(self.pending)
             self.pending.clear()
-        except ConnectionError as error:
+        except (ConnectionError, RefusedError) as error:
             self.in_doubt = True
+            self.refusal = error if isinstance(error, RefusedError) else None
             print(f"{error}: its numbers are kept, and sent later", file=sys.stderr, flush=True)
         self.last_request = time.monotonic()
 

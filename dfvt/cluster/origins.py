@@ -8,7 +8,7 @@ from dfvt.tracking.origin import Origin, TrainingData, record_origin
 
 
 def keep_origin(recorder: RunRecorder, origin: Origin, manifest: DatasetManifest) -> None:
-    """Raises ConnectionError when the server cannot be reached."""
+    """Keep with a run what it began with. Raises as `RunRecorder.log_curve` does."""
     data = TrainingData(
         name=manifest.name,
         data_hash=manifest.data_hash,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Literal
+from contextlib import contextmanager
 
 from dfvt.cluster.notes import continue_noted_run, note_run
 from dfvt.cluster.records import all_failed, load_records, text_of, was_interrupted
 from dfvt.cluster.trainable import Sweep
+from dfvt.tracking.addresses import without_password
 from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.runs import SWEEP_RUN
 
 NOTE = "run.json"
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def open_parent(sweep: Sweep) -> RunRecorder:
@@ -26,7 +25,7 @@ def open_parent(sweep: Sweep) -> RunRecorder:
     def warn(message: str) -> None:
         print(f"sweep {spec.name}: {message}", file=sys.stderr)
 
-    if noted := continue_noted_run(note, sweep.tracking_uri, warn):
+    if noted := continue_noted_run(note, sweep.tracking_uri, sweep.home, warn):
         return noted
     recorder = RunRecorder.open(
         sweep.tracking_uri,
@@ -43,9 +42,13 @@ def open_parent(sweep: Sweep) -> RunRecorder:
             "mode": spec.mode,
         },
     )
-    recorder.log_text(text_of(spec, sweep.defaults), "spec.json")
-    note_run(note, recorder, sweep.store)
-    mirror.put(NOTE)
+    try:
+        note_run(note, recorder, sweep.store, sweep.home)
+        mirror.put(NOTE)
+        recorder.log_text(without_password(text_of(spec, sweep.defaults)), "spec.json")
+    except BaseException:
+        recorder.abandon("FAILED")
+        raise
     return recorder
 
 
@@ -53,19 +56,21 @@ def open_parent(sweep: Sweep) -> RunRecorder:
 def parent_run(sweep: Sweep) -> Iterator[str]:
     """The id of a sweep's run, which ends with the body: noting the trials' ends and the best of them."""
     recorder = open_parent(sweep)
-    status: Status = "KILLED"
     try:
         yield recorder.run_id
         records = load_records(sweep.mirror)
-        if not was_interrupted(sweep.spec, records):
-            status = "FAILED" if all_failed(records, sweep.spec.metric) else "FINISHED"
-    except Exception:
-        status = "FAILED"
+        interrupted = was_interrupted(sweep.spec, records)
+    except BaseException as error:
+        recorder.abandon("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    finally:
-        with suppress(ConnectionError):  # the trials' results are on disk
-            recorder.log_metrics(summary_of(sweep))
-            recorder.finish(status)
+    try:
+        recorder.log_metrics(summary_of(sweep))
+    except (ConnectionError, ValueError) as error:  # the trials' results are on disk
+        print(f"sweep {sweep.spec.name}: {error}", file=sys.stderr, flush=True)
+    if interrupted:
+        recorder.abandon("KILLED")
+    else:
+        recorder.abandon("FAILED" if all_failed(records, sweep.spec.metric) else "FINISHED")
 
 
 def summary_of(sweep: Sweep) -> dict[str, float]:

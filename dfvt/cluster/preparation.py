@@ -15,9 +15,9 @@ from dfvt.cluster.trainable import Sweep
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config_text import config_text
 from dfvt.settings import Settings, TrainSettings, VariantOverrides, load_settings
+from dfvt.tracking.addresses import artifact_root, tracking_uri
 from dfvt.tracking.lineage import collect_lineage
-from dfvt.tracking.mlflow import tracking_uri
-from dfvt.tracking.origin import collect_origin
+from dfvt.tracking.origin import collect_origin, keeps_changes
 from dfvt.tracking.store import Store
 
 Say = Callable[[str], None]
@@ -68,17 +68,20 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None, say: Say 
     lineage = collect_lineage(
         project, variant="", profile=settings.profile, data_hash=dataset.data_hash, config_hash=""
     ) | json.loads(os.environ.get(LINEAGE, "{}"))
+    store = Store(tracking_uri(home))
     return Sweep(
         spec=spec,
         home=home,
         configs=configs,
         lineage=lineage,
-        store=Store(tracking_uri(home)),
+        store=store,
         tracking_required=settings.tracking.required,
-        artifact_root=home / "mlartifacts",
+        artifact_root=artifact_root(home),
         experiment=settings.tracking.experiment,
         dataset=dataset,
-        origin=collect_origin(project),
+        origin=collect_origin(
+            project, with_diff=keeps_changes(settings.tracking.upload_changes, store, home)
+        ),
         defaults=defaults,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from dfvt.cluster.records import HOME, LINEAGE
+from dfvt.tracking.addresses import URI, without_credentials
 from dfvt.tracking.lineage import git_lineage
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
-HANDED_ON = ("MLFLOW_TRACKING_URI",)
 READY_SECONDS = 60.0
 
 
@@ -47,7 +48,7 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
     except ValueError:
         raise ValueError(f"{spec} is not in {project}, which is uploaded: copy it there") from None
     variables = {HOME: str(home), LINEAGE: json.dumps(git_lineage(project))}
-    variables |= {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+    variables |= handed_on()
     try:
         return submit_when_ready(
             JobSubmissionClient(),
@@ -58,6 +59,24 @@ def submit_sweep(spec: Path, name: str, project: Path, home: Path) -> str:
         )
     except (ConnectionError, RuntimeError, RayError) as error:
         raise ValueError(f"the job server takes no sweep: {first_sentence(error)}") from error
+
+
+def handed_on() -> dict[str, str]:
+    """Return the address of MLflow's store for a job, without credentials.
+
+    The cluster's dashboard shows a job's variables to everybody who may see it.
+    """
+    uri = os.environ.get(URI)
+    if not uri:
+        return {}
+    shown = without_credentials(uri)
+    if shown != uri:
+        print(
+            f"the job is given {shown} as {URI}, without user and password: set them on the cluster's nodes "
+            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGUSER and PGPASSWORD for PostgreSQL)",
+            file=sys.stderr,
+        )
+    return {URI: shown}
 
 
 def submit_when_ready(client: JobSubmissionClient, **job: Any) -> str:

@@ -7,14 +7,17 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 
 import ray
 from ray import tune
 
+from dfvt.cluster.abandoned import end_runs
 from dfvt.cluster.capacity import max_concurrent_trials
 from dfvt.cluster.conclusions import Budget, Conclusions
 from dfvt.cluster.interruption import start_trials_at_work, stopping_gently
@@ -35,6 +38,7 @@ from dfvt.cluster.spec import DRAWN, SweepSpec, num_trials_of
 from dfvt.cluster.trainable import WEIGHTS, RunTrial, Sweep, TrialTraining
 from dfvt.cluster.trial_config import max_epochs
 from dfvt.cluster.worker_folder import put_weights
+from dfvt.tracking.addresses import URI
 from dfvt.tracking.deferred import choose_store
 from dfvt.tracking.mlflow import RunRecorder, database_of
 
@@ -52,7 +56,7 @@ def run_sweep(sweep: Sweep) -> list[TrialRecord]:
             another spec, or no node can ever hold a worker.
         KeyboardInterrupt: it was interrupted; started again, it goes on.
     """
-    with one_at_a_time(sweep.mirror), sigterm_as_ctrl_c():
+    with one_at_a_time(sweep.mirror), sigterm_as_ctrl_c(lambda: end_runs(*runs_at_work(sweep))):
         require_same_spec(sweep.spec, sweep.mirror)
         sweep = with_usable_store(sweep)
         address = os.environ.get("RAY_ADDRESS")
@@ -104,10 +108,25 @@ def with_usable_store(sweep: Sweep) -> Sweep:
     return replace(sweep, store=store, lineage={**sweep.lineage, **store.tags})
 
 
+def runs_at_work(sweep: Sweep) -> tuple[str, list[str]]:
+    """The store of a sweep, and the runs there that have not ended: the sweep's own and those of trials."""
+    note = read_note(sweep.mirror.folder / NOTE)
+    trials = [record.mlflow_run_id for record in load_records(sweep.mirror) if record.status == "running"]
+    return sweep.tracking_uri, [*([note["mlflow_run_id"]] if note else []), *trials]
+
+
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Lets SIGTERM, with which jobs are stopped, end a sweep as Ctrl-C does: with the trials' states."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+def sigterm_as_ctrl_c(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Lets SIGTERM, with which jobs are stopped, end a sweep as Ctrl-C does: with the trials' states.
+
+    `ray job stop` leaves it three seconds, which may be too few for that: `first` begins at once, beside it.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=first, daemon=True).start()
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
@@ -167,7 +186,13 @@ def run_admitted(sweep: Sweep, max_concurrent: int | None, run: RunTrial | None 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see `stopping_gently`
     trials_at_work = start_trials_at_work()
     trainable = tune.with_resources(
-        tune.with_parameters(TrialTraining, sweep=sweep, trials_at_work=trials_at_work, run=run),
+        tune.with_parameters(
+            TrialTraining,
+            sweep=sweep,
+            trials_at_work=trials_at_work,
+            run=run,
+            tracking_uri=os.environ.get(URI),
+        ),
         {"memory": TRIAL_PROCESS_BYTES},
     )
     if tune.Tuner.can_restore(tune_folder):

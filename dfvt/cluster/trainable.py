@@ -26,6 +26,7 @@ from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_tri
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.storage import Mirror, StorageFolder
 from dfvt.settings import VariantOverrides
+from dfvt.tracking.addresses import URI
 from dfvt.tracking.origin import Origin
 from dfvt.tracking.store import Store
 
@@ -70,7 +71,7 @@ class Sweep:
 
     @property
     def tracking_uri(self) -> str:
-        """The address of the store."""
+        """The address of the store, with the credentials that the environment has for it."""
         return self.store.uri
 
     @property
@@ -110,13 +111,21 @@ class TrialTraining(tune.Trainable):
 
     Started again after a failure, it goes on in the same folder and MLflow run. Its process serves one trial
     after the other. `run` is what a trial does, `dfvt.cluster.trials.run_trial` unless a benchmark needs
-    another. When the sweep is interrupted (`trials_at_work` says so, as Ray Tune would have it wait for the
-    present step), it writes its state and hands nothing more on.
+    another. `tracking_uri` is MLFLOW_TRACKING_URI of the process that runs the sweep: its credentials are
+    on no disk. When the sweep is interrupted (`trials_at_work` says so, as Ray Tune would have it wait for
+    the present step), it writes its state and hands nothing more on.
     """
 
     def setup(  # type: ignore[override]  # with_parameters gives the others
-        self, config: dict[str, Any], sweep: Sweep, trials_at_work: ActorHandle, run: RunTrial | None = None
+        self,
+        config: dict[str, Any],
+        sweep: Sweep,
+        trials_at_work: ActorHandle,
+        run: RunTrial | None = None,
+        tracking_uri: str | None = None,
     ) -> None:
+        if tracking_uri:
+            os.environ[URI] = tracking_uri
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import
         if run is None:
             from dfvt.cluster.trials import run_trial  # imports torch, which takes seconds

@@ -105,6 +105,7 @@ def run_trial(
     Raises:
         ValueError, RuntimeError: the training failed.
     """
+
     trial = sweep.trial(trial_id, drawn)
     trial.fetch(RECORD, LOG, CURVES)
     folder = trial.folder
@@ -126,8 +127,12 @@ def run_trial(
             params=params,
             parent_run_id=sweep.parent_run_id,
         )
-        record = TrialRecord(folder.name, assignment, recorder.run_id)
-        put_record(record, trial)
+        try:
+            record = TrialRecord(folder.name, assignment, recorder.run_id)
+            put_record(record, trial)
+        except BaseException:
+            recorder.abandon("FAILED")  # nothing leads to that run: the next attempt opens another one
+            raise
         if sweep.origin:
             with suppress(ConnectionError):  # the training is worth more
                 keep_origin(recorder, sweep.origin, sweep.dataset)
@@ -176,6 +181,8 @@ def keep_size(
 
     The training is worth more than its description: nothing here ends a trial.
     """
+    from dfvt.engine.plain import config_json, load_plain_config
+
     with suppress(ConnectionError):
         try:
             recorder.log_metrics(size.result())
@@ -184,15 +191,19 @@ def keep_size(
         except Exception as error:
             warn(f"the run has no num_params and flops, they cannot be counted: {error}")
         recorder.log_artifact(config)
+        recorder.log_text(config_json(load_plain_config(config)), "config.json")
 
 
 def size_of(config: Path) -> dict[str, float]:
     """A detector's parameters and FLOPs as its run shows them."""
-    from dfvt.engine.config import input_shape_of, load_config
+    from dfvt.engine.config import input_shape_of
+    from dfvt.engine.custom_modules import import_custom_modules
     from dfvt.engine.infer import build_bare_detector
+    from dfvt.engine.plain import load_plain_config
     from dfvt.models.complexity import measure_complexity
 
-    cfg = load_config(config)
+    cfg = load_plain_config(config)
+    import_custom_modules(cfg)
     size = measure_complexity(build_bare_detector(cfg), input_shape_of(cfg))
     return {"num_params": size.num_params, "flops": size.flops}
 

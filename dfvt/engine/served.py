@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfvt.engine.config import load_config
 from dfvt.engine.console import quiet_libraries
+from dfvt.engine.custom_modules import refuse_custom_modules
 from dfvt.engine.infer import choose_device
+from dfvt.engine.plain import load_plain_config
 from dfvt.engine.predict import Prediction, Predictor
 
 CONFIG, CHECKPOINT = "config.py", "checkpoint.pth"
@@ -41,7 +42,8 @@ class ServedDetector:
             read_paths: whether a text may be the path of a file on this machine.
         """
         quiet_libraries()
-        cfg = load_config(folder / CONFIG, import_modules=False)
+        cfg = load_plain_config(folder / CONFIG)
+        refuse_custom_modules(cfg, f"config {folder / CONFIG}")
         self.predictor = Predictor(cfg, folder / CHECKPOINT, choose_device("auto"))
         self.read_paths = read_paths
 

@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 
 NONE = "none"
+DIFF = ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--binary")
+STATUS = ("--porcelain", "--untracked-files=no")
+TRACKED = (".", ":(exclude,glob)**/dvc.lock")  # DVC writes that file during a run
 
 
 def config_hash(text: str) -> str:
@@ -46,43 +49,51 @@ def collect_lineage(
 
 
 def git_lineage(project: Path) -> dict[str, str]:
-    """The commit of a project's folder, and whether tracked files differ from it."""
+    """Return the commit of a project's folder, and whether tracked files differ from it, as tags."""
     commit = _git(project, "rev-parse", "--quiet", "--verify", "HEAD")
-    changes = _git(
-        project, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude,glob)**/dvc.lock"
-    )
     return {
-        "git.commit": commit or NONE,
-        "git.dirty": NONE if commit is None else str(bool(changes)).lower(),
+        "git.commit": NONE if commit is None else commit.decode().strip(),
+        "git.dirty": NONE if commit is None else str(bool(git_changes(project))).lower(),
     }
 
 
-def git_diff(project: Path) -> str | None:
-    """How tracked files, but for dvc.lock, differ from the commit; None without a difference or commit."""
+def git_changes(project: Path) -> str | None:
+    """Return the tracked files that differ from the commit, but for dvc.lock; None without a difference.
+
+    Each line has git's letters for the kind of change, and the file's name. Bytes of a name that are not
+    UTF-8 are shown as `\\xe9`.
+    """
+    changes = _git(project, "-c", "core.quotePath=false", "status", *STATUS, "--", *TRACKED)
+    return changes.decode(errors="backslashreplace") if changes and changes.strip() else None
+
+
+def git_diff(project: Path) -> bytes | None:
+    """Return how tracked files, but for dvc.lock, differ from the commit; None if they do not.
+
+    The files' own bytes are in it, whatever their encoding is, so that `git apply` takes it.
+    """
     if _git(project, "rev-parse", "--quiet", "--verify", "HEAD") is None:
         return None
-    changes = _git(project, "diff", "--no-ext-diff", "HEAD", "--", ".", ":(exclude,glob)**/dvc.lock")
-    return f"{changes}\n" if changes else None
+    return _git(project, *DIFF, "HEAD", "--", *TRACKED) or None
 
 
-def _git(project: Path, *arguments: str) -> str | None:
-    """What git prints; None without git, outside a repository, and for HEAD before the first commit."""
+def _git(project: Path, *arguments: str) -> bytes | None:
+    """Return what git prints; None without git, outside a repository, and for HEAD without a commit."""
     try:
         result = subprocess.run(
             ["git", *arguments],
             cwd=project,
             env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
-            text=True,
             check=False,
         )
     except FileNotFoundError:
         if not project.is_dir():
             raise
         return None
+    errors = result.stderr.decode(errors="backslashreplace").strip()
     if result.returncode == 0:
-        return result.stdout.strip()
-    if result.returncode == 1 or "not a git repository" in result.stderr:
+        return result.stdout
+    if result.returncode == 1 or "not a git repository" in errors:
         return None
-    reason = result.stderr.strip().partition("\n")[0]
-    raise ValueError(f"git cannot read the repository of {project}: {reason}.")
+    raise ValueError(f"git cannot read the repository of {project}: {errors.partition(chr(10))[0]}.")

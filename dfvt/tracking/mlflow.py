@@ -3,82 +3,43 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import socket
-import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, Self
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from dfvt.tracking.addresses import SQLITE as SQLITE
+from dfvt.tracking.addresses import database_of as database_of
+from dfvt.tracking.addresses import own_store as own_store
+from dfvt.tracking.addresses import tracking_uri as tracking_uri
+from dfvt.tracking.addresses import without_password as without_password
+from dfvt.tracking.artifacts import relocate_artifacts
+from dfvt.tracking.reachable import INVALID_HOST, SIGN_IN, host_remedy
+from dfvt.tracking.reachable import require_reachable as require_reachable
 from dfvt.tracking.store import SENT_AS
 
-SQLITE = "sqlite:///"
-_DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_SECONDS_TO_ANSWER = 5.0
 # What MLflow takes in one request and in one value.
 _MAX_METRICS, _MAX_PARAMS, _MAX_PARAM_LENGTH, _MAX_DIGEST_LENGTH = 1000, 100, 6000, 36
+_SECONDS_TO_ABANDON = 10.0
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-def tracking_uri(project: Path) -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in `project`; SQLite paths made absolute, so that workers agree.
-
-    Raises ValueError for a `project` whose path cannot be part of an SQLite address.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        file = uri.removeprefix(SQLITE)
-        return f"{SQLITE}{Path(file).absolute()}" if uri.startswith(SQLITE) and file else uri
-    return own_store(project)
+class RunNotFoundError(ValueError):
+    """A store has no run of an id, or the run is deleted."""
 
 
-def own_store(project: Path) -> str:
-    """The address of the project's `mlflow.db`. Raises as `tracking_uri` does."""
-    database = project.absolute() / "mlflow.db"
-    if unusable := {"%", "?"}.intersection(str(database)):
-        raise ValueError(
-            f"{project.absolute()}: an SQLite address cannot hold {' or '.join(sorted(unusable))}; "
-            "rename the folder or set MLFLOW_TRACKING_URI."
-        )
-    return f"{SQLITE}{database}"
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of an SQLite address, None for a server's."""
-    return Path(uri.partition("?")[0].removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
-def require_reachable(uri: str) -> None:
-    """Check within five seconds that a tracking store can be used; MLflow itself would retry for minutes.
-
-    Raises ValueError for an unknown kind of address, a server that accepts no connection, an SQLite file
-    that is no database or cannot be written.
-    """
-    scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme == "sqlite":
-        problem = _database_problem(uri)
-    elif scheme in _DEFAULT_PORTS:
-        problem = _server_problem(uri, scheme)
-    elif scheme == "databricks":
-        problem = None  # addressed through Databricks' own settings, which MLflow reads
-    else:
-        problem = "is none of http, https, sqlite, postgresql, mysql, mssql and databricks"
-    if problem:
-        raise ValueError(
-            f"the MLflow store {without_password(uri)} {problem}; correct MLFLOW_TRACKING_URI, "
-            "or unset it to use mlflow.db in the project."
-        )
+class RefusedError(ValueError):
+    """A store answers, and does not do what it is asked for."""
 
 
 class RunRecorder:
@@ -117,7 +78,7 @@ class RunRecorder:
             try:
                 recorder.log_params(params)
             except BaseException:
-                recorder.finish("FAILED")
+                recorder.abandon("FAILED")
                 raise
         return recorder
 
@@ -125,27 +86,37 @@ class RunRecorder:
     def attach(cls, uri: str, run_id: str) -> Self:
         """Continue a run that exists; its status stays as it is, see `reopen`.
 
-        Raises ValueError when the store cannot be used, has no such run, or the run is deleted.
+        Raises RunNotFoundError if the store has no such run or the run is deleted, another ValueError when
+        the store cannot be used.
         """
         with open_store(uri) as client:
-            run = client.get_run(run_id)
+            try:
+                run = client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise RunNotFoundError(_sentence(error, uri)) from error
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise ValueError(
+            raise RunNotFoundError(
                 f"the MLflow run {run_id} in {without_password(uri)} is deleted; restore it with "
                 f"`mlflow runs restore --run-id {run_id}` or train again."
             )
         return cls(client, uri, run_id)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Log parameters; a value too long for MLflow is cut, and whole in the artifact params/<name>.txt."""
+        """Log parameters; a value too long for MLflow is cut, and whole in the artifact params/<name>.txt.
+
+        Raises as `log_curve` does.
+        """
         values = {name: str(value) for name, value in params.items()}
         entities = [Param(name, value[:_MAX_PARAM_LENGTH]) for name, value in values.items()]
         for start in range(0, len(entities), _MAX_PARAMS):
-            batch = entities[start : start + _MAX_PARAMS]
-            self._client.log_batch(self.run_id, params=batch, synchronous=True)
+            with self._connected():
+                batch = entities[start : start + _MAX_PARAMS]
+                self._client.log_batch(self.run_id, params=batch, synchronous=True)
         for name, value in values.items():
             if len(value) > _MAX_PARAM_LENGTH:
-                self._client.log_text(self.run_id, value, f"params/{name}.txt")
+                self.log_text(value, f"params/{name}.txt")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log the values that metrics have at one step; NaN stays NaN."""
@@ -155,7 +126,8 @@ class RunRecorder:
         """Log many (step, metrics) points in as few requests as MLflow allows.
 
         Raises ConnectionError when the server cannot be reached, or is out of order, after MLflow's own
-        patience of about two minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`).
+        patience of about two minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`), and RefusedError when it answers,
+        but refuses.
         """
         now = time.time_ns() // 1_000_000
         entities = (
@@ -177,6 +149,12 @@ class RunRecorder:
             value: str | None = self._client.get_run(self.run_id).data.tags.get(name)
             return value
 
+    def status(self) -> str:
+        """Return RUNNING, or how the run ended. Raises as `log_curve` does."""
+        with self._connected():
+            status: str = self._client.get_run(self.run_id).info.status
+            return status
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, over earlier values. Raises ConnectionError as `log_curve` does."""
         entities = [RunTag(name, value) for name, value in tags.items()]
@@ -187,6 +165,13 @@ class RunRecorder:
         """Keep a text with the run, as `file` of its artifacts. Raises as `log_curve` does."""
         with self._connected():
             self._client.log_text(self.run_id, text, file)
+
+    def log_bytes(self, content: bytes, file: str) -> None:
+        """Keep bytes with the run, as `file` of its artifacts. Raises as `log_curve` does."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder, Path(file).name)
+            path.write_bytes(content)
+            self.log_artifact(path, str(Path(file).parent))
 
     def log_dataset(self, name: str, data_hash: str, source: Path, *, profile: str, schema: str) -> None:
         """Note the data set that the run trains on. Raises as `log_curve` does.
@@ -204,8 +189,9 @@ class RunRecorder:
             self._client.log_artifact(self.run_id, str(file), folder)
 
     def log_artifacts(self, files: Path, folder: str | None = None) -> None:
-        """Keep a copy of all files in the folder `files` with the run, in `folder` of its artifacts."""
-        self._client.log_artifacts(self.run_id, str(files), folder)
+        """Keep a copy of all files in the folder `files` with the run. Raises as `log_curve` does."""
+        with self._connected():
+            self._client.log_artifacts(self.run_id, str(files), folder)
 
     def reopen(self) -> None:
         """Say of a run that had ended that it goes on. Raises ConnectionError as `log_curve` does.
@@ -213,24 +199,57 @@ class RunRecorder:
         What was sent of it to another store is not all of it any more: it will be sent again.
         """
         if self.tag(SENT_AS):
-            self._client.delete_tag(self.run_id, SENT_AS)
+            with self._connected():
+                self._client.delete_tag(self.run_id, SENT_AS)
         with self._connected():
             self._client.update_run(self.run_id, status="RUNNING")
 
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-        """End the run. Raises ConnectionError as `log_curve` does."""
+    def finish(self, status: Status = "FINISHED") -> None:
+        """End the run. Raises as `log_curve` does."""
         with self._connected():
             self._client.set_terminated(self.run_id, status)
 
+    def abandon(self, status: Status) -> None:
+        """End the run because of an error that is on its way, which a failure of MLflow's must not replace.
+
+        It waits some seconds at most. What the store did not take is said on the terminal.
+        """
+        outcome: list[BaseException | None] = []
+
+        def end() -> None:
+            try:
+                self.finish(status)
+                outcome.append(None)
+            except BaseException as error:  # said below
+                outcome.append(error)
+
+        thread = threading.Thread(target=end, daemon=True)
+        thread.start()
+        thread.join(_SECONDS_TO_ABANDON)
+        if outcome == [None]:
+            return
+        reason = (
+            str(outcome[0]) if outcome else f"the MLflow store {without_password(self.uri)} does not answer"
+        )
+        print(
+            f"{reason.rstrip('.')}: the run {self.run_id} is not ended there, `dfvt runs sync` ends it",
+            file=sys.stderr,
+            flush=True,
+        )
+
     @contextmanager
     def _connected(self) -> Iterator[None]:
+        """Turn errors of MLflow's into a ConnectionError of one sentence, or into RefusedError."""
         try:
             yield
+        except requests.RequestException as error:  # of a request for artifacts
+            raise ConnectionError(_unreachable(self.uri)) from error
         except MlflowException as error:
-            if isinstance(error.__context__, OSError):  # what requests raises when nobody answers
-                store = without_password(self.uri)
-                raise ConnectionError(f"the MLflow store {store} cannot be reached") from error
-            raise
+            if isinstance(error.__cause__ or error.__context__, OSError):  # as requests raises
+                raise ConnectionError(_unreachable(self.uri)) from error
+            if error.get_http_status_code() in (429, 500, 502, 503, 504):
+                raise ConnectionError(_sentence(error, self.uri, "does not work at present")) from error
+            raise RefusedError(_sentence(error, self.uri)) from error
 
 
 def batches_of(groups: Iterable[list[Metric]]) -> Iterator[list[Metric]]:
@@ -261,18 +280,30 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
     try:
         if database := database_of(uri):
             _create_database(database)
+            relocate_artifacts(database)
         yield MlflowClient(tracking_uri=uri)
     except MlflowException as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            reason = (
-                f"{error.error_code.lower().replace('_', ' ')}: set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD"
-            )
-        raise ValueError(f"the MLflow store {without_password(uri)} refuses: {reason}.") from error
+        raise ValueError(_sentence(error, uri)) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _unreachable(uri: str) -> str:
+    return f"the MLflow store {without_password(uri)} cannot be reached"
+
+
+def _sentence(error: MlflowException, uri: str, what: str = "refuses") -> str:
+    """Return an error of MLflow's as one sentence, without credentials and without pages of HTML."""
+    reason = without_password(str(error).partition("\n")[0]).rstrip(".")
+    if INVALID_HOST in reason:
+        reason = f"it does not know the host name of this address; {host_remedy(uri)}"
+    elif "Response body: '" in reason:
+        reason = reason.partition(" Response body: '")[0].rstrip(".")
+        reason = f"{reason}; its answer is not MLflow's, look at what answers at this address"
+    elif error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        reason = f"{error.error_code.lower().replace('_', ' ')}: {SIGN_IN}"
+    return f"the MLflow store {without_password(uri)} {what}: {reason}."
 
 
 def _create_database(database: Path) -> None:
@@ -303,56 +334,3 @@ def find_experiment(client: MlflowClient, name: str, artifact_location: str | No
             f"--experiment-id {experiment.experiment_id}` or change tracking.experiment in params.yaml."
         )
     return experiment.experiment_id
-
-
-def _database_problem(uri: str) -> str | None:
-    file = uri.partition("?")[0].removeprefix(SQLITE)
-    if not uri.startswith(SQLITE) or file in ("", ":memory:"):
-        return "names no file"
-    database = Path(file).absolute()
-    if not database.parent.is_dir():
-        return f"is in the folder {database.parent}, which does not exist"
-    if not os.access(database if database.exists() else database.parent, os.W_OK):
-        return "cannot be written"
-    if database.exists():
-        try:
-            connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=_SECONDS_TO_ANSWER)
-            with closing(connection):
-                connection.execute("PRAGMA schema_version")
-        except sqlite3.Error as error:
-            return f"cannot be read ({error})"
-    return None
-
-
-def _server_problem(uri: str, scheme: str) -> str | None:
-    try:
-        server = urlsplit(uri)
-        host, port = server.hostname, server.port or _DEFAULT_PORTS[scheme]
-        proxy = getproxies().get(scheme)
-        if proxy and host and scheme in ("http", "https") and not proxy_bypass(host):
-            server = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-            host, port = server.hostname, server.port or 80
-    except ValueError as error:
-        return f"is no valid address ({error})"
-    if not host:
-        return "names no host"
-
-    outcome: list[str | None] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER).close()
-            outcome.append(None)
-        except (OSError, UnicodeError) as error:
-            outcome.append(f"cannot be reached at {host}:{port} ({error})")
-
-    # In a thread of its own, because no timeout reaches the look-up of a name.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_SECONDS_TO_ANSWER)
-    return outcome[0] if outcome else f"does not answer at {host}:{port} within {_SECONDS_TO_ANSWER:.0f} s"
-
-
-def without_password(uri: str) -> str:
-    """An address that may be shown."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +22,9 @@ from dfvt.tracking.mlflow import RunRecorder, open_store
 MODEL = "model"  # the folder of a run's artifacts
 DATA = "data/detector"  # where MLflow puts a folder of that name in a model
 CHAMPION = "champion"
+UNFIT = re.compile(r"[/:@%?#'\"`\\\x00-\x1f\x7f]+")  # of an experiment, in the name of a model
+MAX_EXPERIMENT = 180  # characters; a model's whole name may have 256
+MAX_ROUNDS = 10  # of evaluations that end at once
 ADDRESS = re.compile(
     r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))|runs:/(?P<run>\w+)(/model)?"
 )
@@ -70,30 +75,105 @@ def log_model(
     return f"runs:/{recorder.run_id}/{MODEL}"
 
 
+def model_name(experiment: str, dataset: str, data_hash: str) -> str:
+    """Return the name of the registered model for the detectors of an experiment on a data set.
+
+    It is `EXPERIMENT-DATASET-HASH`, with the first eight digits of the data's hash. MLflow takes no `/` and
+    `:` in such a name, its addresses have no place for `@`, quotes and `%`: each becomes `-`, and `-` at the
+    ends is left out, so that `/Shared/team/shelves` is `Shared-team-shelves`. Of a long experiment's name the
+    beginning is taken, and a hash of the whole.
+    """
+    fit = experiment
+    if UNFIT.search(experiment):
+        fit = UNFIT.sub("-", experiment).strip("-. ") or "experiment"
+    if len(fit) > MAX_EXPERIMENT:
+        fit = f"{fit[:MAX_EXPERIMENT]}-{sha256(experiment.encode()).hexdigest()[:8]}"
+    return f"{fit}-{dataset}-{data_hash[:8]}"
+
+
 def register_model(
     recorder: RunRecorder, name: str, *, tags: Mapping[str, str], metrics: Mapping[str, float], metric: str
 ) -> ModelVersion:
-    """Makes a run's model a version of a registered model, and its champion if it beats the present one.
+    """Make a run's model a version of a registered model, and the best version the champion.
+
+    A run has one version: registered again, the version gets the tags and metrics of now.
 
     Args:
         recorder: the run; `log_model` was called.
-        name: names one data set, so that its versions can be compared.
+        name: names one data set, so that its versions can be compared, see `model_name`.
         tags: of the version.
         metrics: become tags too.
-        metric: what is compared.
+        metric: what is compared; of versions that are equally good the first one is the best.
+
+    Raises:
+        ValueError: the store refuses.
     """
+    values = {**tags, **{key: f"{value:.6f}" for key, value in metrics.items()}}
     with open_store(recorder.uri) as client:
         create_registered_model(client, name)
-        version = client.create_model_version(
-            name,
-            f"runs:/{recorder.run_id}/{MODEL}",
-            run_id=recorder.run_id,
-            tags={**tags, **{key: f"{value:.6f}" for key, value in metrics.items()}},
-        )
-        present = champion_of(client, name)
-        if present is None or metrics[metric] > float(present.tags.get(metric, "-inf")):
-            client.set_registered_model_alias(name, CHAMPION, version.version)
+        version = version_of(client, name, recorder.run_id)
+        if version is None:
+            client.create_model_version(
+                name, f"runs:/{recorder.run_id}/{MODEL}", run_id=recorder.run_id, tags=values
+            )
+            version = version_of(client, name, recorder.run_id)
+            assert version is not None
+        for key, value in values.items():
+            if version.tags.get(key) != value:
+                client.set_model_version_tag(name, version.version, key, value)
+        crown_champion(client, name, metric)
         return client.get_model_version(name, version.version)
+
+
+def version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """Return the version that a run has, None without one.
+
+    If two processes registered the run at once, it is the first one for both.
+    """
+    own = [version for version in versions_of(client, name) if version.run_id == run_id]
+    return own[0] if own else None
+
+
+def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Return all versions of a registered model, the first one first."""
+    versions: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        versions += page
+        token = page.token
+        if not token:
+            return sorted(versions, key=lambda version: int(version.version))
+
+
+def crown_champion(client: MlflowClient, name: str, metric: str) -> None:
+    """Give the alias `champion` to the version with the highest metric.
+
+    All versions are compared, and compared again after the alias was given: if several evaluations end at
+    once, whichever is the last to give the alias sees all versions.
+    """
+    for _ in range(MAX_ROUNDS):
+        numbers = {
+            version.version: number
+            for version in versions_of(client, name)
+            if (number := number_of(version, metric)) is not None
+        }
+        if not numbers:
+            return
+        best = max(numbers, key=lambda version: (numbers[version], -int(version)))
+        present = champion_of(client, name)
+        if present is not None and present.version == best:
+            return
+        client.set_registered_model_alias(name, CHAMPION, best)
+
+
+def number_of(version: ModelVersion, metric: str) -> float | None:
+    """Return a metric of a version, None where it has none."""
+    try:
+        number = float(version.tags.get(metric, "nan"))
+    except ValueError:  # somebody else's tag
+        return None
+    return number if math.isfinite(number) else None
 
 
 def fetch_model(uri: str, address: str, folder: Path) -> Path:

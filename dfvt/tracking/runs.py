@@ -9,7 +9,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from dfvt.tracking.mlflow import SQLITE, open_store
+from dfvt.tracking.addresses import database_of
+from dfvt.tracking.mlflow import open_store
 
 PAGE = 1000  # runs in one answer
 SWEEP_RUN = "dfvt.sweep_run"  # a tag of the run of a whole sweep; `dfvt.sweep` is that of its trials
@@ -38,8 +39,9 @@ def list_runs(uri: str, experiment: str) -> list[RunInfo]:
     Raises:
         ValueError: the store cannot be used, or has no such experiment.
     """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        raise ValueError(f"there are no runs yet: {uri.removeprefix(SQLITE)} does not exist")
+    database = database_of(uri)
+    if database and not database.exists():
+        raise ValueError(f"there are no runs yet: {database} does not exist")
     with open_store(uri) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -57,6 +59,13 @@ def pages_of(client: MlflowClient, experiment_id: str, filter_string: str = "") 
         token = page.token
         if not token:
             return
+
+
+def tagged_run(client: MlflowClient, tag: str, value: str) -> Run | None:
+    """Return a run of any experiment that has a tag with this value, None without one."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{tag}` = '{value}'", max_results=1) if experiments else []
+    return runs[0] if runs else None
 
 
 def _info(run: Run) -> RunInfo:

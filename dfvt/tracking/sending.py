@@ -19,7 +19,7 @@ from dfvt.tracking.mlflow import (
     own_store,
     tracking_uri,
 )
-from dfvt.tracking.models import register_model
+from dfvt.tracking.models import number_of, register_model
 from dfvt.tracking.runs import pages_of
 from dfvt.tracking.store import MEANT_FOR, SENT_AS, SENT_FROM
 
@@ -65,6 +65,8 @@ def send_run(source: MlflowClient, run: Run, target: MlflowClient, uri: str, exp
     """Makes a run in another store what it is here, with its curves, files and registered models."""
     run_id = run.info.run_id
     for half in target.search_runs([experiment_id], f"tags.`{SENT_FROM}` = '{run_id}'"):
+        for version in target.search_model_versions(f"run_id = '{half.info.run_id}'"):
+            target.delete_model_version(version.name, version.version)
         target.delete_run(half.info.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != MEANT_FOR} | {SENT_FROM: run_id}
     if parent := tags.get(MLFLOW_PARENT_RUN_ID):
@@ -81,7 +83,8 @@ def send_run(source: MlflowClient, run: Run, target: MlflowClient, uri: str, exp
             recorder.log_artifacts(Path(source.download_artifacts(run_id, "", folder)))
     target.set_terminated(recorder.run_id, run.info.status, run.info.end_time)
     for version in source.search_model_versions(f"run_id='{run_id}'"):
-        metrics = {METRIC: float(version.tags[METRIC])}
+        number = number_of(version, METRIC)
+        metrics = {} if number is None else {METRIC: number}
         register_model(recorder, version.name, tags=version.tags, metrics=metrics, metric=METRIC)
     source.set_tag(run_id, SENT_AS, recorder.run_id)
 

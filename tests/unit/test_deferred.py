@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from dfvt.cli import main
-from dfvt.cluster.notes import note_run, read_note
-from dfvt.tracking.deferred import attach_noted, choose_store
-from dfvt.tracking.mlflow import RunRecorder
+from dfvt.cluster.abandoned import end_runs
+from dfvt.cluster.notes import continue_noted_run, note_run, read_note
+from dfvt.cluster.records import lock_of
+from dfvt.tracking.deferred import attach_noted, choose_store, file_again
+from dfvt.tracking.mlflow import RunNotFoundError, RunRecorder
 from dfvt.tracking.models import register_model
-from dfvt.tracking.store import MEANT_FOR, SENT_AS, SENT_FROM, Store
+from dfvt.tracking.store import MEANT_FOR, NOTED_RUN, SENT_AS, SENT_FROM, Store
 
 AWAY = "http://someone:secret@127.0.0.1:9"
 
@@ -61,7 +64,7 @@ def test_the_own_store_is_taken_where_the_server_need_not_answer(project: Path) 
 
 def test_a_run_that_was_begun_here_goes_on_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = choose_store(project, required=False, noted=None, warn=lambda said: None)
-    note_run(project / "run.json", open_run(store, "first"), store)
+    note_run(project / "run.json", open_run(store, "first"), store, project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/server.db")  # it is back
     noted = read_note(project / "run.json")
     assert choose_store(project, required=False, noted=noted, warn=pytest.fail) == store
@@ -147,7 +150,7 @@ def test_what_comes_later_goes_where_a_run_is_by_then(project: Path, monkeypatch
     folder = Path(".dfvt/sweeps/s/trials/0001")
     folder.mkdir(parents=True)
     recorder = open_run(store, "trial")
-    note_run(Path(".dfvt/sweeps/s/run.json"), open_run(store, "sweep"), store)
+    note_run(Path(".dfvt/sweeps/s/run.json"), open_run(store, "sweep"), store, project)
     (folder / "trial.json").write_text(json.dumps({"mlflow_run_id": recorder.run_id}))
     noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": store.uri, "meant_for": "x"}
     assert attach_noted(noted, project).run_id == recorder.run_id
@@ -158,3 +161,128 @@ def test_what_comes_later_goes_where_a_run_is_by_then(project: Path, monkeypatch
     sent = attach_noted(noted, project)
     assert sent.uri.endswith("server.db") and sent.run_id != recorder.run_id
     assert sent.last_step("train/loss") == 1, "points that only the curve file has are sent too"
+
+
+@pytest.fixture
+def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The project's own store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    return choose_store(project, required=True, noted=None, warn=pytest.fail)
+
+
+def test_a_note_means_the_store_of_the_project_that_it_is_in(
+    own: Store, project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = open_run(own, "first")
+    note_run(project / "run.json", recorder, own, project)
+    note = (project / "run.json").read_text()
+    assert json.loads(note)["tracking_uri"] == "sqlite:///mlflow.db"
+    old = {"mlflow_run_id": recorder.run_id, "tracking_uri": own.uri}  # as versions before noted it
+    copied, clone = (tmp_path_factory.mktemp(name) for name in ("copied", "clone"))
+    shutil.copy(project / "mlflow.db", copied)
+    for noted in (json.loads(note), old):
+        assert attach_noted(noted, project).uri == own.uri
+        attach_noted(noted, copied).log_metrics({"bbox_mAP": 0.5})
+        with pytest.raises(RunNotFoundError, match=f"{recorder.run_id} is not in"):
+            attach_noted(noted, clone)
+        assert not list(clone.iterdir()), "a store is not made to look into it"
+    assert RunRecorder.attach(f"sqlite:///{copied}/mlflow.db", recorder.run_id).uri.startswith("sqlite")
+    assert not MlflowClient(own.uri).get_run(recorder.run_id).data.metrics
+
+    monkeypatch.chdir(copied)
+    Path("state").mkdir()
+    Path("state/run.json").write_text(json.dumps(old))
+    here = choose_store(copied, required=True, noted=old, warn=pytest.fail)
+    again = continue_noted_run(Path("state/run.json"), here.uri, copied, pytest.fail)
+    assert again and (again.run_id, again.uri) == (recorder.run_id, f"sqlite:///{copied}/mlflow.db")
+
+
+def test_what_a_clone_evaluates_is_filed_in_one_run_of_its_own(own: Store, project: Path) -> None:
+    noted = {
+        "mlflow_run_id": "0" * 32,
+        "tracking_uri": "sqlite:////home/somebody/project/mlflow.db",
+        "tags": {"git.commit": "beef"},
+        "params": {"lr": 0.1},
+    }
+    with pytest.raises(RunNotFoundError):
+        attach_noted(noted, project)
+    filed = file_again(noted, own, "dfvt", run_name="tiny mini", artifact_root=project / "mlartifacts")
+    found = attach_noted(noted, project)
+    assert (found.run_id, found.uri) == (filed.run_id, own.uri)
+    run = MlflowClient(own.uri).get_run(filed.run_id)
+    assert run.data.tags["git.commit"] == "beef" and run.data.tags[NOTED_RUN] == "0" * 32
+    assert (run.info.status, run.data.params) == ("FINISHED", {"lr": "0.1"})
+
+
+def test_sync_goes_past_runs_that_no_store_has_and_ends_those_that_nobody_works_on(
+    own: Store, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(folder: str, name: str) -> RunRecorder:
+        Path(folder).mkdir(parents=True)
+        recorder = open_run(own, name)
+        note_run(Path(folder, "run.json"), recorder, own, project)
+        Path(folder, "curve.csv").write_text("step,epoch,loss,lr\n1,1,0.5,0.1\n")
+        return recorder
+
+    Path("runs/base").mkdir(parents=True)
+    Path("runs/base/run.json").write_text(
+        json.dumps({"mlflow_run_id": "0" * 32, "tracking_uri": "sqlite:////gone/mlflow.db"})
+    )
+    ended = trained("runs/tiny", "ended")
+    Path("runs/tiny/checkpoint.pth").touch()
+    killed, at_work = trained(".dfvt/train/tiny-1", "killed"), trained(".dfvt/train/tiny-2", "at work")
+    sweep = trained(".dfvt/sweeps/s", "sweep")
+    trials = {}
+    for status in ("running", "finished", "failed"):
+        (folder := Path(".dfvt/sweeps/s/trials", status)).mkdir(parents=True)
+        trials[status] = open_run(own, f"trial {status}")
+        note = {"mlflow_run_id": trials[status].run_id, "status": status}
+        (folder / "trial.json").write_text(json.dumps(note))
+    with lock_of(Path(".dfvt/train/tiny-2"), 0.0):
+        assert main(["runs", "sync"]) == 0
+    said = capsys.readouterr()
+    assert "runs/base is left out" in said.err and "0" * 32 in said.err
+    assert "runs/tiny: 1 points sent" in said.out
+    statuses = {
+        "ended": "FINISHED", "killed": "KILLED", "at work": "RUNNING", "sweep": "KILLED",
+        "trial running": "KILLED", "trial finished": "FINISHED", "trial failed": "FAILED",
+    }  # fmt: skip
+    assert {name: run.info.status for name, run in runs_there(own.uri).items()} == statuses
+    assert main(["runs", "sync", "runs/base"]) == 1, "it was asked for"
+    for recorder in (ended, killed, at_work, sweep):
+        assert recorder.last_step("train/loss") == 1
+
+
+def test_a_sweep_that_is_stopped_ends_its_runs_at_once(own: Store) -> None:
+    running, finished = open_run(own, "running"), open_run(own, "finished")
+    finished.finish()
+    end_runs(own.uri, [running.run_id, finished.run_id, "unknown"])
+    assert {name: run.info.status for name, run in runs_there(own.uri).items()} == {
+        "running": "KILLED",
+        "finished": "FINISHED",
+    }
+    end_runs("http://127.0.0.1:9", [running.run_id])  # nobody answers
+
+
+def test_what_was_half_sent_leaves_no_version_behind(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = choose_store(project, required=False, noted=None, warn=lambda said: None)
+    recorder = open_run(store, "run")
+    register_model(recorder, "dfvt-mini", tags={"a": "b"}, metrics={"bbox_mAP": 0.25}, metric="bbox_mAP")
+    recorder.finish()
+    there = f"sqlite:///{project}/server.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
+    with monkeypatch.context() as broken:
+        set_tag = MlflowClient.set_tag
+
+        def killed(client: MlflowClient, run_id: str, key: str, value: str) -> None:
+            if key == SENT_AS:
+                raise KeyboardInterrupt
+            set_tag(client, run_id, key, value)
+
+        broken.setattr(MlflowClient, "set_tag", killed)
+        assert main(["runs", "sync"]) == 130
+    assert main(["runs", "sync"]) == 0
+    client = MlflowClient(there)
+    (version,) = client.search_model_versions("name = 'dfvt-mini'")
+    assert version.run_id == runs_there(there)["run"].info.run_id
+    assert client.get_model_version_by_alias("dfvt-mini", "champion").version == version.version

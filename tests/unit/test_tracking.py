@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import pickle
 import platform
+import re
 import shutil
 import socket
 import sqlite3
@@ -15,17 +18,29 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.server.security_utils import INVALID_HOST_MSG
+from mlflow.tracking._tracking_service import utils as mlflow_utils
 
+from dfvt.cluster.doctor import Expectation, probe_tracking
+from dfvt.tracking.addresses import (
+    address_of_note,
+    artifact_root,
+    noted_address,
+    without_credentials,
+    without_password,
+)
 from dfvt.tracking.lineage import collect_lineage, config_hash
 from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
-from dfvt.tracking.origin import TrainingData, collect_origin, record_origin
+from dfvt.tracking.models import register_model
+from dfvt.tracking.origin import TrainingData, collect_origin, keeps_changes, record_origin
+from dfvt.tracking.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -326,9 +341,28 @@ def test_an_unreachable_server_is_noticed_in_time(
     assert time.monotonic() - start < 10
 
 
-@pytest.fixture
-def web_server() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+class Answers(BaseHTTPRequestHandler):
+    """Gives each question the same answer."""
+
+    status, kind, text = 200, "application/json", "{}"
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(self.text.encode())))
+        self.end_headers()
+        self.wfile.write(self.text.encode())
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def server_of(status: int, text: str, kind: str = "text/html") -> Iterator[int]:
+    """The port of a server that gives each question this answer."""
+    answers = type("Answers", (Answers,), {"status": status, "text": text, "kind": kind})
+    with HTTPServer(("127.0.0.1", 0), answers) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         yield server.server_port
@@ -336,13 +370,53 @@ def web_server() -> Iterator[int]:
         thread.join()
 
 
-def test_a_server_that_is_not_mlflow_is_refused(
-    project: Path, web_server: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(ValueError, match=f"127.0.0.1:{web_server} refuses: ") as caught:
-        open_run(f"http://127.0.0.1:{web_server}", project)
-    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize(
+    ("status", "text", "sentence"),
+    [
+        (
+            404,
+            "<html><h1>Not Found</h1></html>",
+            "is not an MLflow server: its answer has the HTTP status 404",
+        ),
+        (200, "<html>Welcome to nginx</html>", "is not an MLflow server: its answer has the HTTP status 200"),
+        (502, "<html>Bad gateway</html>", "does not work at present (HTTP status 502)"),
+        (
+            401,
+            "You are not authenticated.",
+            "(HTTP status 401); set MLFLOW_TRACKING_USERNAME",
+        ),
+    ],
+)
+def test_what_answers_wrongly_is_refused_in_a_sentence_of_ours(
+    project: Path, status: int, text: str, sentence: str
+) -> None:
+    with server_of(status, text) as port:
+        for use in (require_reachable, lambda uri: open_run(uri, project)):
+            with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+                use(f"http://127.0.0.1:{port}")
+            assert "<" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_host_name_that_the_server_does_not_allow_is_no_wrong_password(project: Path) -> None:
+    with server_of(403, INVALID_HOST_MSG, "text/plain") as port:
+        uri = f"http://127.0.0.1:{port}"
+        for use in (require_reachable, lambda uri: open_run(uri, project)):
+            with pytest.raises(ValueError, match=f"--allowed-hosts 127.0.0.1:{port}") as caught:
+                use(uri)
+            assert "PASSWORD" not in str(caught.value)
+        found, problem = probe_tracking(Expectation({}, 0, None, uri))
+        assert found == "unreachable" and problem and "--allowed-hosts" in problem
+        recorder = RunRecorder(MlflowClient(tracking_uri=uri), uri, "0" * 32)
+        with pytest.raises(ValueError, match="--allowed-hosts"):
+            recorder.finish()
 
 
 def test_a_server_that_went_away_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,19 +427,59 @@ def test_a_server_that_went_away_is_a_connection_error(monkeypatch: pytest.Monke
         recorder = RunRecorder(MlflowClient(tracking_uri=uri), uri, "0" * 32)
         for send in (
             lambda: recorder.log_metrics({"loss": 1.0}),
+            lambda: recorder.log_params({"lr": 1.0}),
             lambda: recorder.set_tags({"a": "b"}),
+            lambda: recorder.log_artifacts(Path(__file__).parent / "schemas"),
+            recorder.status,
+            recorder.reopen,
             recorder.finish,
         ):
             with pytest.raises(ConnectionError, match=f"the MLflow store {uri} cannot be reached"):
                 send()
 
 
-def test_a_server_behind_a_proxy_is_reached_through_it(
-    web_server: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_proxy")
+def test_a_server_that_is_out_of_order_is_a_connection_error() -> None:
+    error = json.dumps({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the database is locked"})
+    with server_of(503, error, "application/json") as port:
+        uri = f"http://127.0.0.1:{port}"
+        recorder = RunRecorder(MlflowClient(tracking_uri=uri), uri, "0" * 32)
+        with pytest.raises(ConnectionError, match=f"the MLflow store {uri} "):
+            recorder.log_metrics({"loss": 1.0})
+
+
+def test_an_error_on_its_way_is_neither_replaced_nor_held_up_by_mlflow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{web_server}")
-    monkeypatch.setenv("no_proxy", "")
-    require_reachable("http://tracking.invalid:5000")
+    monkeypatch.setattr("dfvt.tracking.mlflow._SECONDS_TO_ABANDON", 0.2)
+    answer = threading.Event()
+
+    class Client:
+        def set_terminated(self, *_: object) -> None:
+            answer.wait(30)
+
+    with pytest.raises(ZeroDivisionError):
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            RunRecorder(Client(), "http://me:secret@host", "abc").abandon("FAILED")  # type: ignore[arg-type]
+            raise
+    answer.set()
+    assert "http://***@host does not answer: the run abc is not ended there" in capsys.readouterr().err
+
+    class Broken:
+        def set_terminated(self, *_: object) -> None:
+            raise OSError("no space left")
+
+    RunRecorder(Broken(), "uri", "abc").abandon("KILLED")  # type: ignore[arg-type]
+    assert "no space left: the run abc is not ended there" in capsys.readouterr().err
+
+
+def test_a_server_behind_a_proxy_is_reached_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with server_of(200, "{}", "application/json") as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("no_proxy", "")
+        require_reachable("http://tracking.invalid:5000")
 
 
 @pytest.fixture
@@ -435,31 +549,40 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.fixture
+def repository(project: Path) -> Path:
+    """A project with a commit."""
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    (project / "code.py").write_text("x = 1\n")
+    git(project, "init")
+    git(project, "add", "code.py", "dvc.lock")
+    git(project, "commit", "-m", "first")
+    return project
+
+
 def test_a_run_keeps_what_it_began_with(uri: str, project: Path) -> None:
     (project / "dvc.lock").write_text("schema: '2.0'\n")
     (project / "code.py").write_text("x = 1\n")
-    assert collect_origin(project).diff is None  # no repository
+    assert collect_origin(project, with_diff=True).diff is None  # no repository
     git(project, "init")
     git(project, "add", "code.py", "dvc.lock")
-    assert collect_origin(project).diff is None  # no commit
+    assert collect_origin(project, with_diff=True).diff is None  # no commit
     git(project, "commit", "-m", "first")
-    assert collect_origin(project).diff is None
+    assert collect_origin(project, with_diff=True).diff is None
     (project / "code.py").write_text("x = 2\n")
     (project / "dvc.lock").write_text("schema: '2.1'\n")
-    origin = collect_origin(project)
-    assert origin.diff is not None and "+x = 2\n" in origin.diff and "dvc.lock" not in origin.diff
+    origin = collect_origin(project, with_diff=True)
+    assert origin.diff is not None and b"+x = 2\n" in origin.diff and b"dvc.lock" not in origin.diff
 
     recorder = open_run(uri, project)
     data = TrainingData("shapes", "0123456789" * 6 + "abcd", project / "data", 220, ("square", "disc"))
     record_origin(recorder, origin, data)
     client = MlflowClient(uri)
-    texts = {
-        file.path: Path(client.download_artifacts(recorder.run_id, file.path)).read_text()
-        for file in client.list_artifacts(recorder.run_id, "origin")
-    }
+    texts = origin_of(client, recorder.run_id)
     assert texts["origin/uncommitted.diff"] == origin.diff
-    assert texts["origin/dvc.lock"] == "schema: '2.1'\n"
-    assert f"mlflow=={version('mlflow')}" in texts["origin/packages.txt"].splitlines()
+    assert texts["origin/changed_files.txt"] == b" M code.py\n"
+    assert texts["origin/dvc.lock"] == b"schema: '2.1'\n"
+    assert f"mlflow=={version('mlflow')}" in texts["origin/packages.txt"].decode().splitlines()
     run = client.get_run(recorder.run_id)
     assert run.data.tags["env.torch"] == version("torch")
     assert run.data.tags["env.python"] == platform.python_version()
@@ -468,3 +591,132 @@ def test_a_run_keeps_what_it_began_with(uri: str, project: Path) -> None:
     assert data.data_hash.startswith(given.dataset.digest) and len(given.dataset.digest) >= 32
     assert json.loads(given.dataset.profile) == {"num_train_images": 220, "num_classes": 2}
     assert json.loads(given.dataset.schema) == {"classes": ["square", "disc"]}
+
+
+def origin_of(client: MlflowClient, run_id: str) -> dict[str, bytes]:
+    return {
+        file.path: Path(client.download_artifacts(run_id, file.path)).read_bytes()
+        for file in client.list_artifacts(run_id, "origin")
+    }
+
+
+def test_changes_in_any_encoding_are_kept_byte_for_byte(repository: Path, tmp_path: Path) -> None:
+    (repository / "code.py").write_bytes("x = 'é'\n".encode("latin-1"))
+    latin = os.fsdecode("prüfung.txt".encode("latin-1"))
+    (repository / latin).write_text("new\n")
+    git(repository, "add", latin)
+    assert lineage(repository)["git.dirty"] == "true"
+    origin = collect_origin(repository, with_diff=True)
+    assert origin.diff is not None and b"+x = '\xe9'\n" in origin.diff
+    assert origin.changes is not None and "pr\\xfcfung.txt" in origin.changes
+    (tmp_path / "patch").write_bytes(origin.diff)
+    git(repository, "reset", "--hard")
+    git(repository, "apply", str(tmp_path / "patch"))
+    assert (repository / "code.py").read_bytes() == b"x = '\xe9'\n"
+
+
+def test_a_server_gets_the_names_of_changed_files_and_no_secret_in_them(uri: str, repository: Path) -> None:
+    (repository / "code.py").write_text("password = 'secret'\n")
+    here, server = Store(uri), Store("http://tracking:5000")
+    waiting = Store(uri, meant_for="http://tracking:5000")
+    kept = {
+        setting: [keeps_changes(setting, store, repository) for store in (here, server, waiting)]
+        for setting in ("auto", True, False)
+    }
+    assert kept == {"auto": [True, False, False], True: [True] * 3, False: [False] * 3}
+    recorder = open_run(uri, repository)
+    origin = collect_origin(repository, with_diff=False)
+    record_origin(recorder, origin, TrainingData("shapes", "0" * 64, repository, 1, ("disc",)))
+    client = MlflowClient(uri)
+    texts = origin_of(client, recorder.run_id)
+    assert texts["origin/changed_files.txt"] == b" M code.py\n"
+    assert "origin/uncommitted.diff" not in texts and b"secret" not in b"".join(texts.values())
+    diff = collect_origin(repository, with_diff=True).diff
+    assert diff and client.get_run(recorder.run_id).data.tags["git.diff"] == hashlib.sha256(diff).hexdigest()
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_moved_or_copied_project_keeps_its_artifacts_to_itself(
+    uri: str, project: Path, tmp_path: Path, copy: bool
+) -> None:
+    (project / "params.yaml").write_text("profile: mini\n")
+    first = open_run(uri, project)
+    first.log_text("before", "note.txt")
+    register_model(first, "m", tags={}, metrics={"bbox_mAP": 0.5}, metric="bbox_mAP")
+    place = tmp_path / "elsewhere"
+    (shutil.copytree if copy else shutil.move)(project, place)
+    mlflow_utils._artifact_repos_cache.clear()  # no project is moved under a process that runs
+    there = tracking_uri(place)
+    second = open_run(there, place)
+    second.log_text("after", "note.txt")
+    again = RunRecorder.attach(there, first.run_id)
+    again.log_text("later", "more.txt")
+    client = MlflowClient(there)
+    assert (place / "mlartifacts" / second.run_id / "artifacts/note.txt").read_text() == "after"
+    assert (place / "mlartifacts" / first.run_id / "artifacts/more.txt").read_text() == "later"
+    assert Path(client.download_artifacts(first.run_id, "note.txt")).read_text() == "before"
+    if copy:
+        names = {file.name for file in (project / "mlartifacts").rglob("*.txt")}
+        assert names == {"note.txt"}, "nothing went into the first project"
+    else:
+        assert not project.exists()
+    with closing(sqlite3.connect(place / "mlflow.db")) as connection:
+        text = "\n".join(connection.iterdump())
+    assert project.as_uri() not in text
+
+
+def test_artifacts_of_a_project_that_files_its_runs_here_stay_there(
+    uri: str, project: Path, tmp_path: Path
+) -> None:
+    (project / "params.yaml").write_text("profile: mini\n")
+    another = tmp_path / "another"
+    recorder = open_run(uri, another)
+    recorder.log_text("text", "note.txt")
+    RunRecorder.attach(uri, recorder.run_id).log_text("more", "more.txt")
+    assert {file.name for file in (another / "mlartifacts").rglob("*.txt")} == {"note.txt", "more.txt"}
+
+
+def test_the_copy_of_an_experiment_of_dvcs_has_the_store_of_its_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for copy in (".dvc/tmp/exps/standalone/tmp1a2b", ".dvc/tmp/exps/tmp1a2b"):
+        (project / copy).mkdir(parents=True)
+        monkeypatch.chdir(project / copy)
+        assert tracking_uri(Path()) == tracking_uri(project) == f"sqlite:///{project}/mlflow.db"
+        assert artifact_root(Path.cwd()) == project / "mlartifacts"
+        with monkeypatch.context() as context:
+            context.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+            assert tracking_uri(Path()) == f"sqlite:///{project}/own.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://host:5000/mlflow", "http://host:5000/mlflow"),
+        ("http://me:secret@host:5000", "http://host:5000"),
+        ("https://secret@host", "https://host"),
+        (
+            "postgresql+psycopg://me:se/c@r?et@host/db?sslmode=require",
+            "postgresql+psycopg://host/db?sslmode=require",
+        ),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dsecret&x=1", "mssql+pyodbc:///?x=1"),
+        ("sqlite:////a/folder/with@sign/mlflow.db", "sqlite:////a/folder/with@sign/mlflow.db"),
+        ("databricks://profile", "databricks://profile"),
+    ],
+)
+def test_credentials_are_in_no_address_that_is_written(
+    uri: str, expected: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    store = Store(uri, meant_for=uri)
+    noted = noted_address(uri, project)
+    assert without_credentials(uri) == noted == store.address == store.meant_for == expected
+    assert store.uri == uri, "the environment has them"
+    if not uri.startswith("sqlite"):
+        assert address_of_note(noted, project) == address_of_note(uri, project) == uri
+    written = f"{store} {pickle.dumps(store)!r} {store.tags} {without_password(f'request to {uri} failed')}"
+    assert "secret" not in written and "se/c" not in written
+    old = Store.__new__(Store)
+    old.__setstate__({"uri": uri, "meant_for": None})
+    assert old == Store(uri)
