@@ -144,7 +144,9 @@ def say(text: str) -> None:
 def output_of(*command: str | Path) -> str:
     """Return what a query prints, or nothing when it cannot be asked."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -345,7 +347,9 @@ def install() -> None:
     wheel = mmcv_wheel(pin["mmcv-full"])
     run("installing dfvt", [*pip_install, "--no-build-isolation", wheel, "--editable", "."], env)
 
-    check = subprocess.run([PYTHON, "-I", "-c", VERIFY], capture_output=True, text=True, check=False)
+    check = subprocess.run(
+        [PYTHON, "-I", "-c", VERIFY], capture_output=True, text=True, errors="replace", check=False
+    )
     if check.returncode:
         reason = (check.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise SetupError(

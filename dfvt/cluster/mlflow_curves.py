@@ -143,7 +143,9 @@ class MlflowCurves(ClusterCallback):
         except (ConnectionError, RefusedError) as error:
             self.in_doubt = True
             self.refusal = error if isinstance(error, RefusedError) else None
-            print(f"{error}: its numbers are kept, and sent later", file=sys.stderr, flush=True)
+            print(
+                f"{str(error).rstrip('.')}: its numbers are kept, and sent later", file=sys.stderr, flush=True
+            )
         self.last_request = time.monotonic()
 
     def leave_out_known(self) -> None:

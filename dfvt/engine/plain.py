@@ -83,6 +83,8 @@ def _value_of(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str(text))], keywords=[]):
             return float(text)
         case ast.Dict(keys=keys, values=items):
+            if None in keys:
+                raise ValueError("{**values} is no plain value")
             pairs = zip(keys, items, strict=True)
             return {ast.literal_eval(key): _value_of(item) for key, item in pairs if key is not None}
         case ast.List(elts=items):

@@ -28,6 +28,20 @@ def untouched_process() -> Iterator[None]:
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def test_a_store_that_is_away_is_a_sentence_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate"])
+
+    def work(settings: object) -> None:
+        raise ConnectionError("the MLflow store http://host cannot be reached")
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage("evaluate", work)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "evaluate: the MLflow store http://host cannot be reached\n"
+
+
 def test_tools_report_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["fetch_data"])
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)

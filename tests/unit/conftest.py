@@ -84,6 +84,23 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> DatasetManifest:
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables made, which takes MLflow seconds, and with the experiment `another`."""
+    from dfvt.tracking.mlflow import RunRecorder
+
+    folder = tmp_path_factory.mktemp("empty store")
+    RunRecorder.open(
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "another",
+        artifact_root=folder / "mlartifacts",
+        run_name="tiny",
+        tags={},
+        params={},
+    ).finish()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def session_config(shapes: DatasetManifest, one_thread: None) -> Config:
     from dfvt.engine.config import load_config
 

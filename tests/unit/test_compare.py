@@ -278,6 +278,30 @@ def test_the_commands(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "name [/b]" in capsys.readouterr().out
 
 
+def test_configs_of_runs_are_read_and_never_executed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [
+        'lr = 0.1\nmodel = dict(type="A", scale=(1, 2))\n',
+        'open("executed", "w").close()\nlr = 0.2\n',
+        'lr = __import__("pathlib").Path("executed").touch()\n',
+        'lr = 0.4\nmodel = dict(type="A", scale=(1, 2))\n',
+    ]
+    for number, text in enumerate(texts):
+        recorder = record(store, f"run {number}", {"bbox_mAP": 0.3}, seed=number)
+        recorder.log_text(text, "config.py")
+        if number == 3:  # JSON has no tuples
+            recorder.log_text('{"lr": 0.3, "model": {"type": "A", "scale": [1, 2]}}', "config.json")
+        recorder.finish()
+    assert main(["compare", "--out", "out"]) == 0
+    assert not Path("executed").exists()
+    table = Path("out/compare.md").read_text()
+    assert "| lr " in table and "scale" not in table
+    assert "0.3 |" in table and "0.4 |" not in table, "of two files the JSON counts"
+    said = capsys.readouterr().err
+    assert (
+        said.count("is left out of the configs: config config.py, line 1, holds more than plain values") == 2
+    )
+
+
 def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = record(store, "first", {})
     recorder.log_curve([(step, {"train/loss": float(step)}) for step in (1, 2)])
@@ -287,6 +311,7 @@ def test_what_an_outage_left_is_sent(store: str, capsys: pytest.CaptureFixture[s
             "step,epoch,loss,lr\n" + "".join(f"{n},1,{n}.5,0.1\n" for n in range(1, 6))
         )
         Path(folder, "val.csv").write_text("step,epoch,bbox_mAP,segm_mAP\n5,1,0.25,0.125\n")
+    recorder.finish()
     noted = {"mlflow_run_id": recorder.run_id, "tracking_uri": store}
     Path("runs/tiny/run.json").write_text(json.dumps(noted))
     Path(".dfvt/sweeps/s/trials/0001/trial.json").write_text(json.dumps(noted))

@@ -164,8 +164,9 @@ def test_what_comes_later_goes_where_a_run_is_by_then(project: Path, monkeypatch
 
 
 @pytest.fixture
-def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def own(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The project's own store."""
+    shutil.copy(empty_database, project / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     return choose_store(project, required=True, noted=None, warn=pytest.fail)
 
@@ -264,7 +265,11 @@ def test_a_sweep_that_is_stopped_ends_its_runs_at_once(own: Store) -> None:
     end_runs("http://127.0.0.1:9", [running.run_id])  # nobody answers
 
 
-def test_what_was_half_sent_leaves_no_version_behind(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_half_sent_leaves_no_version_behind(
+    project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mlflow.db", "server.db"):
+        shutil.copy(empty_database, project / name)
     store = choose_store(project, required=False, noted=None, warn=lambda said: None)
     recorder = open_run(store, "run")
     register_model(recorder, "dfvt-mini", tags={"a": "b"}, metrics={"bbox_mAP": 0.25}, metric="bbox_mAP")

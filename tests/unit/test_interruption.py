@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from dfvt.cluster import interruption
 from dfvt.cluster.interruption import TrialsAtWork, may_begin, stop_trials, stopping_gently
+from dfvt.cluster.sweep import sigterm_as_ctrl_c
 
 
 def test_trials_that_train_are_counted_and_none_begins_after_the_stop() -> None:
@@ -71,6 +72,21 @@ def test_what_is_waited_for_is_said_at_once(actor: Any, capfd: pytest.CaptureFix
         threading.Event().wait(20)
     assert said.startswith("sweep search: stops; the trials write their states first")
     assert said.count("\n") == 1
+
+
+def test_sigterm_interrupts_a_sweep_while_mlflow_is_told() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def slow_server() -> None:
+        began.set()
+        ended.wait(20)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(slow_server):
+        signal.raise_signal(signal.SIGTERM)
+    assert began.wait(5), "it is told at once, and not waited for"
+    ended.set()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_trial_that_does_not_end_is_not_waited_for(actor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

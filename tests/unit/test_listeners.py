@@ -15,6 +15,7 @@ from dfvt.cluster.relay import QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
+from dfvt.tracking.mlflow import RefusedError
 
 START = TrainingStart(step=0, max_steps=2, epoch=0, max_epochs=1)
 STEP = StepRecord(
@@ -222,3 +223,19 @@ def test_workers_start_from_a_path_with_spaces(
     connect(address)
     assert init.call_args.kwargs["address"] == address
     assert init.call_args.kwargs.get("runtime_env") == runtime_env
+
+
+def test_a_store_that_refuses_ends_no_training_and_is_said_after_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", pytest.fail)
+    recorder = Mock()
+    recorder.last_step.return_value = -1
+    recorder.log_curve.side_effect = recorder.set_tags.side_effect = RefusedError("the run is deleted.")
+    curves = MlflowCurves(recorder)
+    curves.on_start(replace(START, not_read_back=("a",)))
+    curves.on_step(STEP)
+    curves.on_evaluation(EVALUATION)
+    assert "the run is deleted: its numbers are kept" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match=r"the run is deleted\. The training has ended"):
+        curves.on_end(Path("checkpoint.pth"))

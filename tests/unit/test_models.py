@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,10 @@ def test_any_experiment_gives_a_name_that_mlflow_takes(experiment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('models')}/mlflow.db"
+def uri(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> str:
+    database = tmp_path_factory.mktemp("models") / "mlflow.db"
+    shutil.copy(empty_database, database)
+    return f"sqlite:///{database}"
 
 
 def open_run(uri: str) -> RunRecorder:

@@ -26,6 +26,20 @@ STARTING = RuntimeError(
 )
 
 
+def test_a_job_is_given_the_store_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert submit.handed_on() == {"MLFLOW_TRACKING_URI": "http://host:5000"}
+    said = capsys.readouterr().err
+    assert "secret" not in said and "MLFLOW_TRACKING_PASSWORD" in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert submit.handed_on() == {"MLFLOW_TRACKING_URI": "http://host:5000"}
+    assert not capsys.readouterr().err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert submit.handed_on() == {}
+
+
 def test_a_cluster_that_starts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert submit_when_ready(Client(STARTING, STARTING, "id"), entrypoint="true") == "id"  # type: ignore[arg-type]

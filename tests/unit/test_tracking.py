@@ -43,14 +43,6 @@ from dfvt.tracking.origin import TrainingData, collect_origin, keeps_changes, re
 from dfvt.tracking.store import Store
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables made, which takes MLflow seconds."""
-    project = tmp_path_factory.mktemp("empty store")
-    open_run(f"sqlite:///{project / 'mlflow.db'}", project, experiment="another").finish()
-    return project / "mlflow.db"
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
