@@ -42,6 +42,7 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
     from dfvt.engine.config import load_config, override_config, with_absolute_paths, write_config
     from dfvt.engine.config_text import config_text
     from dfvt.engine.image_size import image_size_of
+    from dfvt.engine.plain import config_json, load_plain_config
     from dfvt.engine.progress import Progress
 
     project = Path.cwd()
@@ -58,6 +59,7 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
     )
     state = project / STATES / f"{variant}-{state_key(config_text(cfg), manifest, values, pretrained)}"
     write_config(cfg, state / "config.py")
+    data = config_json(load_plain_config(state / "config.py"))  # as the evaluation will read it
     lineage = collect_lineage(
         project,
         variant=variant,
@@ -86,7 +88,7 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
         with ended_on_error(recorder):
             run_training(job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")])
-            file_results(recorder, state)
+            file_results(recorder, state, data)
     return state
 
 
@@ -118,17 +120,15 @@ def ended_on_error(recorder: RunRecorder) -> Iterator[None]:
         raise
 
 
-def file_results(recorder: RunRecorder, state: Path) -> None:
-    """Keep the config and the checkpoint of a finished training with its run, and end the run.
+def file_results(recorder: RunRecorder, state: Path, config: str) -> None:
+    """Keep the config, also as JSON, and the checkpoint of a finished training with its run, and end the run.
 
     Raises:
         RuntimeError: MLflow does not take them.
     """
-    from dfvt.engine.plain import config_json, load_plain_config
-
     try:
         recorder.log_artifact(state / "config.py")
-        recorder.log_text(config_json(load_plain_config(state / "config.py")), "config.json")
+        recorder.log_text(config, "config.json")
         recorder.log_artifact(state / "checkpoint.pth")
         recorder.finish()
     except (ConnectionError, ValueError) as error:

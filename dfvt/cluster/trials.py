@@ -27,7 +27,7 @@ from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror
 from dfvt.engine.callbacks import Callback, EvaluationRecord, TrainingStart
 from dfvt.tracking.lineage import config_hash
-from dfvt.tracking.mlflow import RunRecorder
+from dfvt.tracking.mlflow import RefusedError, RunRecorder
 
 FINAL_FILE = "checkpoint.pth"
 LOG, CONFIG, CURVES = "log.txt", "config.py", "*.csv"
@@ -134,12 +134,12 @@ def run_trial(
             recorder.abandon("FAILED")  # nothing leads to that run: the next attempt opens another one
             raise
         if sweep.origin:
-            with suppress(ConnectionError):  # the training is worth more
+            with suppress(ConnectionError, RefusedError):  # the training is worth more
                 keep_origin(recorder, sweep.origin, sweep.dataset)
     else:
         recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
         if record.status != "finished":
-            with suppress(ConnectionError):  # the training is worth more
+            with suppress(ConnectionError, RefusedError):  # the training is worth more
                 recorder.reopen()
         recorder.set_tags(
             {
@@ -151,6 +151,7 @@ def run_trial(
             record = replace(record, status="running", failure="")
             put_record(record, trial)
     write_whole(folder / CONFIG, job.config)
+    data = config_json(load_plain_config(folder / CONFIG))
     trial.put(CONFIG)
     reports = TrialReports(record, trial, sweep.spec.metric, hand_on)
     if record.status != "finished":  # else its process was killed between its end and Tune's note of it
@@ -161,7 +162,7 @@ def run_trial(
         with ThreadPoolExecutor(1) as beside:  # the workers take seconds to start meanwhile
             size = beside.submit(size_of, folder / CONFIG)
             run_training(job, [curves, reports], stop)
-        keep_size(recorder, size, folder / CONFIG, reports.on_warning)
+        keep_size(recorder, size, folder / CONFIG, data, reports.on_warning)
         if trial.has(FINAL_FILE):
             reports.result()  # a trial without the number that it is compared by is not finished
             reports.record = replace(reports.record, status="finished", failure="")
@@ -175,23 +176,25 @@ def run_trial(
 
 
 def keep_size(
-    recorder: RunRecorder, size: Future[dict[str, float]], config: Path, warn: Callable[[str], None]
+    recorder: RunRecorder,
+    size: Future[dict[str, float]],
+    config: Path,
+    data: str,
+    warn: Callable[[str], None],
 ) -> None:
     """File a detector's size and config in its run; `warn` is told if the size could not be found out.
 
     The training is worth more than its description: nothing here ends a trial.
     """
-    from dfvt.engine.plain import config_json, load_plain_config
-
-    with suppress(ConnectionError):
+    with suppress(ConnectionError, RefusedError):
         try:
             recorder.log_metrics(size.result())
-        except ConnectionError:
+        except (ConnectionError, RefusedError):
             raise
         except Exception as error:
             warn(f"the run has no num_params and flops, they cannot be counted: {error}")
         recorder.log_artifact(config)
-        recorder.log_text(config_json(load_plain_config(config)), "config.json")
+        recorder.log_text(data, "config.json")
 
 
 def size_of(config: Path) -> dict[str, float]:

@@ -21,20 +21,28 @@ PROJECT_FILES = ("params.yaml", "dvc.yaml", ".dfvt")  # one of them lies beside 
 SECONDS = 5.0  # that another process may keep the database locked
 
 
+def artifacts_of(database: Path) -> Path | None:
+    """Return the folder of the artifacts of a store that is a project's own, None for another store."""
+    is_project = any((database.parent / name).exists() for name in PROJECT_FILES)
+    if database.name != STORE_FILE or not is_project:
+        return None
+    return (database.parent / ARTIFACTS).absolute()
+
+
 def relocate_artifacts(database: Path) -> None:
     """Let a project's own store name the folder `mlartifacts` beside it.
 
     MLflow notes absolute addresses. In a moved project they name a folder that is gone, in a copied one the
-    folder of the first project. An address of a folder that exists is left alone if there is no store beside
-    the folder: another project files its runs here then.
+    folder of the first project. An address of a folder that exists is left alone unless the runs that are
+    there are also in a store beside the folder: another project files its runs here then.
 
     Raises:
         ValueError: the database is locked or damaged.
     """
-    is_project = any((database.parent / name).exists() for name in PROJECT_FILES)
-    if database.name != STORE_FILE or not is_project:
+    own = artifacts_of(database)
+    if own is None:
         return
-    here = (database.parent / ARTIFACTS).absolute().as_uri()
+    here = own.as_uri()
     try:
         with closing(sqlite3.connect(database, timeout=SECONDS)) as connection, connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -44,7 +52,7 @@ def relocate_artifacts(database: Path) -> None:
                 "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%'"
             ).fetchall()
             for (root,) in roots:
-                if root == here or not is_former(root, here):
+                if root == here or not is_former(root, own, connection):
                     continue
                 for table, column in LOCATIONS:
                     if table in tables:
@@ -57,13 +65,29 @@ def relocate_artifacts(database: Path) -> None:
         raise ValueError(f"the MLflow store {database} cannot be used: {error}.") from error
 
 
-def is_former(root: str, here: str) -> bool:
-    """Tell whether an address of artifacts is where the store's own were before it was moved or copied."""
-    there, own = (Path(unquote(urlsplit(address).path)) for address in (root, here))
+def is_former(root: str, own: Path, connection: sqlite3.Connection) -> bool:
+    """Tell whether an address of artifacts is where the store's own were before it was moved or copied.
+
+    Args:
+        root: the address.
+        own: where they are now.
+        connection: to the store's database.
+    """
+    there = Path(unquote(urlsplit(root).path))
     if there.name != ARTIFACTS:
         return False
     if not there.exists():
         return True
     if own.exists() and there.samefile(own):  # by another path, through a link
         return False
-    return (there.parent / STORE_FILE).exists()
+    database = there.parent / STORE_FILE
+    if not database.exists():
+        return False
+    first = connection.execute(
+        "SELECT run_uuid FROM runs WHERE substr(artifact_uri, 1, ?) = ? ORDER BY start_time LIMIT 1",
+        (len(root) + 1, f"{root}/"),
+    ).fetchone()
+    if first is None:
+        return True
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SECONDS)) as another:
+        return bool(another.execute("SELECT 1 FROM runs WHERE run_uuid = ?", first).fetchone())

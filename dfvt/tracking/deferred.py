@@ -57,23 +57,32 @@ def attach_noted(noted: Note, project: Path) -> RunRecorder:
         ValueError: a store cannot be used.
     """
     today, run_id = tracking_uri(project), noted["mlflow_run_id"]
-    own = own_store(project)
     uri = address_of_note(noted["tracking_uri"], project) if noted.get("tracking_uri") else today
-    if noted.get("meant_for"):
-        uri = own
+    # Earlier versions noted absolute paths, which may have meant the project's own store.
+    own = own_stores(project)
+    missing: RunNotFoundError | None = None
+    for place in dict.fromkeys([*own, uri] if noted.get("meant_for") else [uri, *own]):
+        try:
+            recorder = attach(place, run_id)
+        except RunNotFoundError as error:
+            missing = missing or error
+            continue
+        if noted.get("meant_for") and (sent_as := recorder.tag(SENT_AS)):
+            return RunRecorder.attach(today, sent_as)
+        return recorder
+    filed_again = find_filed_again(project, run_id)
+    if filed_again is None:
+        assert missing is not None
+        raise missing
+    return filed_again
+
+
+def own_stores(project: Path) -> list[str]:
+    """Return the address of the project's own store, none if the project's path can be in no such address."""
     try:
-        recorder = attach(uri, run_id)
-    except RunNotFoundError:
-        try:  # earlier versions noted absolute paths, which may have meant the own store
-            recorder = attach(own, run_id)
-        except RunNotFoundError:
-            filed_again = find_filed_again(project, run_id)
-            if filed_again is None:
-                raise
-            return filed_again
-    if noted.get("meant_for") and (sent_as := recorder.tag(SENT_AS)):
-        return RunRecorder.attach(today, sent_as)
-    return recorder
+        return [own_store(project)]
+    except ValueError:
+        return []
 
 
 def attach(uri: str, run_id: str) -> RunRecorder:
@@ -99,8 +108,8 @@ def find_filed_again(project: Path, run_id: str) -> RunRecorder | None:
     Raises:
         ValueError: the project's own store cannot be used.
     """
-    own = own_store(project)
-    for uri in dict.fromkeys([tracking_uri(project), own]):
+    own = own_stores(project)
+    for uri in dict.fromkeys([tracking_uri(project), *own]):
         database = database_of(uri)
         if database and not database.exists():
             continue
@@ -108,7 +117,7 @@ def find_filed_again(project: Path, run_id: str) -> RunRecorder | None:
             with open_store(uri) as client:
                 run = tagged_run(client, NOTED_RUN, run_id)
         except ValueError:
-            if uri == own:
+            if uri in own:
                 raise
             continue  # whether a server must answer is a question for `choose_store`
         if run and SENT_AS not in run.data.tags:

@@ -23,7 +23,7 @@ from dfvt.tracking.addresses import database_of as database_of
 from dfvt.tracking.addresses import own_store as own_store
 from dfvt.tracking.addresses import tracking_uri as tracking_uri
 from dfvt.tracking.addresses import without_password as without_password
-from dfvt.tracking.artifacts import relocate_artifacts
+from dfvt.tracking.artifacts import artifacts_of, relocate_artifacts
 from dfvt.tracking.reachable import INVALID_HOST, SIGN_IN, host_remedy
 from dfvt.tracking.reachable import require_reachable as require_reachable
 from dfvt.tracking.store import SENT_AS
@@ -64,12 +64,15 @@ class RunRecorder:
     ) -> Self:
         """Start a run in `experiment`, which is created if need be; with a parent it is shown below that.
 
-        A new experiment keeps its artifacts in the folder `artifact_root`, unless a server decides that.
+        A new experiment keeps its artifacts in the folder `artifact_root`, unless the store is a project's
+        own, which has a folder for them, or a server decides that.
         Raises ValueError when the store cannot be used or the experiment is deleted.
         """
         artifact_location = None
         if not uri.startswith(("http", "databricks")):
-            artifact_location = artifact_root.absolute().as_uri()
+            database = database_of(uri)
+            own = database and artifacts_of(database)
+            artifact_location = (own or artifact_root.absolute()).as_uri()
         with open_store(uri) as client:
             experiment_id = find_experiment(client, experiment, artifact_location)
             parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}

@@ -198,6 +198,17 @@ def test_a_note_means_the_store_of_the_project_that_it_is_in(
     assert again and (again.run_id, again.uri) == (recorder.run_id, f"sqlite:///{copied}/mlflow.db")
 
 
+def test_a_project_that_can_have_no_store_of_its_own_uses_the_one_that_is_named(
+    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = open_run(own, "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own.uri)
+    (folder := tmp_path / "100%").mkdir()
+    assert attach_noted({"mlflow_run_id": recorder.run_id, "tracking_uri": own.uri}, folder).uri == own.uri
+    with pytest.raises(RunNotFoundError):
+        attach_noted({"mlflow_run_id": "0" * 32, "tracking_uri": own.uri}, folder)
+
+
 def test_what_a_clone_evaluates_is_filed_in_one_run_of_its_own(own: Store, project: Path) -> None:
     noted = {
         "mlflow_run_id": "0" * 32,

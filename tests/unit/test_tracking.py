@@ -657,15 +657,21 @@ def test_a_moved_or_copied_project_keeps_its_artifacts_to_itself(
     assert project.as_uri() not in text
 
 
+@pytest.mark.parametrize("has_store", [False, True])
 def test_artifacts_of_a_project_that_files_its_runs_here_stay_there(
-    uri: str, project: Path, tmp_path: Path
+    uri: str, project: Path, tmp_path: Path, empty_database: Path, has_store: bool
 ) -> None:
-    (project / "params.yaml").write_text("profile: mini\n")
     another = tmp_path / "another"
-    recorder = open_run(uri, another)
+    recorder = open_run(uri, another)  # as earlier versions did
     recorder.log_text("text", "note.txt")
+    if has_store:
+        shutil.copy(empty_database, another)
+    (project / "params.yaml").write_text("profile: mini\n")
+    mlflow_utils._artifact_repos_cache.clear()
     RunRecorder.attach(uri, recorder.run_id).log_text("more", "more.txt")
     assert {file.name for file in (another / "mlartifacts").rglob("*.txt")} == {"note.txt", "more.txt"}
+    open_run(uri, another, experiment="new").log_text("text", "own.txt")
+    assert [file.name for file in (project / "mlartifacts").rglob("*.txt")] == ["own.txt"]
 
 
 def test_the_copy_of_an_experiment_of_dvcs_has_the_store_of_its_project(
