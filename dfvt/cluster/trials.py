@@ -105,6 +105,7 @@ def run_trial(
     Raises:
         ValueError, RuntimeError: the training failed.
     """
+    from dfvt.engine.plain import config_json, load_plain_config
 
     trial = sweep.trial(trial_id, drawn)
     trial.fetch(RECORD, LOG, CURVES)

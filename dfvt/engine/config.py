@@ -18,7 +18,7 @@ from mmcv.utils.registry import build_from_cfg
 import dfvt
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config_text import config_text
-from dfvt.engine.custom_modules import import_custom_modules, refuse_custom_modules
+from dfvt.engine.custom_modules import import_custom_modules
 from dfvt.engine.dataset_configs import dataset_configs, sources_of, tested_data
 from dfvt.engine.options import merge_options
 
@@ -30,16 +30,11 @@ CONSTRUCTION = re.compile(r"__init__$|<\w+>$|_?(build|make|concat)\w*$|__call__$
 DATA_PATHS = ("ann_file", "img_prefix", "seg_prefix", "proposal_file")  # of a data set without data_root
 
 
-def load_config(
-    path: str | Path, cfg_options: Mapping[str, Any] | None = None, *, import_modules: bool = True
-) -> Config:
-    """Reads an mmdet config and applies `cfg_options` (dotted keys) with mmcv's meaning.
+def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) -> Config:
+    """Read an mmdet config that the user names, and apply `cfg_options` (dotted keys) with mmcv's meaning.
 
-    Args:
-        path: of the config.
-        cfg_options: what to set in it.
-        import_modules: whether its `custom_imports` are imported, as for a file that the user names. Those of
-            another config, of a logged model, are refused.
+    The file is executed, and its `custom_imports` are imported. `dfvt.engine.plain.load_plain_config` reads
+    the config of a run or of a logged model, which may come from somebody else.
 
     Raises:
         FileNotFoundError: the config or one of its bases is missing.
@@ -55,10 +50,7 @@ def load_config(
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"config {path} needs a file that does not exist: {error}") from error
         raise ValueError(f"config {path} cannot be read: {error}") from error
-    if import_modules:
-        import_custom_modules(cfg)
-    else:
-        refuse_custom_modules(cfg, f"config {path}")
+    import_custom_modules(cfg)
     if cfg_options:
         try:
             merge_options(cfg, cfg_options)

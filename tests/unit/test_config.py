@@ -33,6 +33,7 @@ from dfvt.engine.image_size import image_size_of, set_image_size
 from dfvt.engine.infer import build_bare_detector
 from dfvt.engine.options import merge_options, misspelt_names
 from dfvt.engine.precision import precision_of
+from dfvt.engine.served import ServedDetector
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = [
@@ -229,10 +230,12 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(own_module: Path) -> N
 
 
 def test_the_config_of_a_logged_model_imports_nothing(own_module: Path) -> None:
+    model = own_module.parent / "model"
+    write_config(load_config(own_module), model / "config.py")
     for file in own_module.parent.glob("own_backbones*.py"):
         file.write_text("raise SystemExit")
     with pytest.raises(ValueError, match="config of a logged model runs no code"):
-        load_config(own_module, import_modules=False)
+        ServedDetector(model)
 
 
 def test_only_the_given_values_are_overridden() -> None:
