@@ -239,3 +239,13 @@ def test_a_store_that_refuses_ends_no_training_and_is_said_after_it(
     assert "the run is deleted: its numbers are kept" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match=r"the run is deleted\. The training has ended"):
         curves.on_end(Path("checkpoint.pth"))
+
+
+def test_a_training_that_other_code_goes_on_with_has_a_tag() -> None:
+    recorder = Mock()
+    MlflowCurves(recorder).on_start(
+        replace(START, changed_versions=("code a, now b", "torch 2.11, now 2.13"))
+    )
+    recorder.set_tags.assert_called_once_with(
+        {"dfvt.changed_versions": "code a, now b; torch 2.11, now 2.13"}
+    )
