@@ -145,7 +145,8 @@ def trained(config_file: Path) -> Path:
     return work_dir / "checkpoint.pth"
 
 
-@pytest.mark.parametrize(("tf32", "tolerance"), [("none", 2e-3), ("convolutions", 1e-2)])
+# In TF32 another of two similar boxes may be kept: one object of these images is 0.0125 of the recall.
+@pytest.mark.parametrize(("tf32", "tolerance"), [("none", 2e-3), ("convolutions", 2e-2)])
 def test_a_gpu_evaluates_to_the_numbers_of_the_cpu(
     config_file: Path, trained: Path, tmp_path: Path, tf32: str, tolerance: float
 ) -> None:
