@@ -1,0 +1,163 @@
+"""Draw data sets, let each go through the experiment, and print what fails.
+
+`python -m tests.fuzz --draws 2000 --processes 16` draws 2,000. Draw n of seed s is the same on every
+machine that has the same version of Hypothesis. Each failure becomes a line of JSON in a file, with the whole
+description of its data set; `--replay FILE` runs the failures of a file again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from argparse import ArgumentParser
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+DRAWS_PER_SEED = 20  # Hypothesis builds on what it has drawn before
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a draw; `kind` is that of `Outcome`, or `failed` with the stage and its exception."""
+
+    seed: int
+    number: int
+    kind: str
+    seconds: float
+    stage: str = ""
+    reason: str = ""
+    data: str = ""
+
+
+def start_worker() -> None:
+    """Keeps a process to one thread and to silence."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+def attempt(data: object, seed: int, number: int) -> Result:
+    """Lets a data set go through."""
+    from tests.fuzz.data_sets import DataSet, as_json
+    from tests.fuzz.failures import StageError
+    from tests.fuzz.stages import go_through
+
+    assert isinstance(data, DataSet)
+    started = time.perf_counter()
+    try:
+        outcome = go_through(data, Path(tempfile.mkdtemp(prefix="fuzz-")))
+    except StageError as failure:
+        seconds = time.perf_counter() - started
+        return Result(seed, number, "failed", seconds, failure.stage, failure.reason, as_json(data))
+    return Result(seed, number, outcome.kind, time.perf_counter() - started, reason=outcome.sentence)
+
+
+def draw(seed: int, number_of_draws: int) -> list[Result]:
+    """The results of the first draws of a seed."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    from tests.fuzz.data_sets import DataSet
+    from tests.fuzz.strategies import data_sets
+
+    results: list[Result] = []
+
+    @seeded(seed)
+    @settings(
+        max_examples=number_of_draws,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data_sets())
+    def run(data: DataSet) -> None:
+        results.append(attempt(data, seed, len(results)))
+
+    run()
+    return results
+
+
+def replay(path: Path) -> list[Result]:
+    """The results of the descriptions in a file of failures."""
+    from tests.fuzz.data_sets import from_json
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [attempt(from_json(one["data"]), one["seed"], one["number"]) for one in lines]
+
+
+def results_of(seeds: list[int], num_draws: int, processes: int) -> Iterator[Result]:
+    """Results as they come."""
+    sizes = [min(DRAWS_PER_SEED, num_draws - DRAWS_PER_SEED * index) for index in range(len(seeds))]
+    if processes == 1:
+        start_worker()
+        for seed, size in zip(seeds, sizes, strict=True):
+            yield from draw(seed, size)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
+        futures = [pool.submit(draw, seed, size) for seed, size in zip(seeds, sizes, strict=True)]
+        for future in as_completed(futures):
+            yield from future.result()
+
+
+def table(results: list[Result]) -> str:
+    """Failures by stage and exception, with the first draw of each."""
+    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        if result.kind == "failed":
+            place = result.reason.partition(": ")[0]
+            groups[result.stage, place if " at " in place else result.reason[:60]].append(result)
+    lines = []
+    for (stage, place), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        first = min(group, key=lambda result: len(result.data))
+        lines.append(f"{len(group):5} {stage:20} {place}")
+        lines.append(f"      draw {first.number} of seed {first.seed}: {first.reason[:200]}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--failures", type=Path, default=Path("fuzz-failures.jsonl"), help="file to write")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run the failures of a file again")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.perf_counter()
+    seeds = list(range(options.seed, options.seed + -(-options.draws // DRAWS_PER_SEED)))
+    results: list[Result] = []
+    source = replay(options.replay) if options.replay else results_of(seeds, options.draws, options.processes)
+    with options.failures.open("w") as file:
+        for result in source:
+            results.append(result)
+            if result.kind == "failed":
+                file.write(json.dumps(asdict(result)) + "\n")
+                file.flush()
+                print(
+                    f"draw {result.number} of seed {result.seed}: {result.stage}: {result.reason[:160]}",
+                    flush=True,
+                )
+    elapsed = time.perf_counter() - started
+    kinds = Counter(result.kind for result in results)
+    print(table(results))
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    print(f"{len(results)} draws in {elapsed:.0f} s ({len(results) / elapsed:.2f} a second): {counts}")
+    return 1 if kinds["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
