@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-DRAWS_PER_SEED = 20  # Hypothesis builds on what it has drawn before
+DRAWS_PER_SEED = 50  # the first ones of a seed are simple, and Hypothesis builds on what it has drawn
 
 
 @dataclass(frozen=True)

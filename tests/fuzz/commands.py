@@ -41,7 +41,7 @@ def check(data: DataSet, project: Path, split: str) -> bool:
         "data check",
         *("data", "check", str(project / data.root)),
         *(f"--annotations={paths.annotations}", f"--images={paths.folder}"),
-        *("--out", str(project / "checked" / split)),
+        *(("--out", str(project / "checked")) if split == "train" else ()),
         encoding=data.encoding,
     )
     last = printed.strip().splitlines()[-1:]

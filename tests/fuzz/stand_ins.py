@@ -93,6 +93,31 @@ def stand_in_for_mlflow(patches: ExitStack, recorder: Recorder) -> None:
     patches.enter_context(patch("dfvt.tracking.models.register_model", register_model))
 
 
+def save_time(patches: ExitStack, *, all_figures: bool) -> None:
+    """Leaves out what takes long and does not depend on the data set.
+
+    That is the layout of the text of configs, which is compiled instead, the size of pictures, and unless
+    `all_figures` three figures without the names of classes.
+    """
+
+    def compiled(text: str, **_: Any) -> tuple[str, bool]:
+        compile(text, "config", "exec")
+        return text, True
+
+    def touch(*arguments: Any) -> None:
+        arguments[-1].parent.mkdir(parents=True, exist_ok=True)
+        arguments[-1].touch()
+
+    patches.enter_context(patch("mmcv.utils.config.FormatCode", compiled))
+    for module in ("curves", "gallery"):
+        patches.enter_context(patch(f"dfvt.reports.{module}.DPI", 40))
+    patches.enter_context(patch("dfvt.reports.gallery.GALLERY_CELL", (160, 140)))
+    patches.enter_context(patch("dfvt.reports.gallery.OVERVIEW_CELL", (120, 100)))
+    if not all_figures:
+        for name in ("plot_learning_curves", "plot_precision_recall", "plot_errors"):
+            patches.enter_context(patch(f"pipelines.report.{name}", touch))
+
+
 def complexity(*_: Any) -> Any:
     """Any numbers: counting takes longer than a training."""
     from dfvt.models.complexity import Complexity
