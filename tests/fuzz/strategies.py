@@ -190,6 +190,8 @@ def splits(draw: Any, name: str, num_classes: int, num_images: int) -> Split:
 def data_sets(draw: Any) -> DataSet:
     """A data set with all that belongs to it."""
     names = draw(st.lists(texts(CLASS_NAMES), min_size=1, max_size=4, unique=True))
+    if rarely(draw, 30):  # more than a matrix has numbers for
+        names += [name for name in (f"class {index}" for index in range(30)) if name not in names]
     if rarely(draw, 40):
         names.append(names[0])
     numbers = draw(ids(len(names), 0))
