@@ -12,7 +12,8 @@ CLASS_NAMES = [
     "y" * 251, "鳥" * 100, "猫", "ねこ", "고양이", "кот", "قط", "🐈",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467",
     "é", "e\u0301", "ß", "İ", "<b>cat</b>", "<script>alert(1)</script>", "&amp;", "a|b", "`cat`", "*cat*",
-    "[cat](x)", "$x^2$", "$\\foo$", "$_$ and $", "$\\frac{", "$", "two\nlines", "tab\tname", "cr\rname", "\u2028", "\x1b[31mred",
+    "[cat](x)", "$x^2$", "$\\foo$", "$_$ and $", "$\\frac{", "$",
+    "two\nlines", "tab\tname", "cr\rname", "\u2028", "\x1b[31mred",
     "\u200b", "it's", 'say "x"', "'''", '"""', "\\", "\\n", "{x}", "{}", "{0}", "%s", "%",
     "{{ fileDirname }}", "{{_base_.model}}", "$HOME", "#", "a,b", ";", "=x", "@x", "-x", "_x",
 ]
