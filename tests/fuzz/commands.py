@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from tests.fuzz.data_sets import DataSet
-from tests.fuzz.failures import StageError, described, stage
+from tests.fuzz.failures import StageError, described, require_pictures, stage
 
 VARIANT = "tiny"
 
@@ -31,6 +31,7 @@ def command(name: str, *arguments: str, encoding: str) -> tuple[int, str]:
     printed = errors.buffer.getvalue().decode(encoding, "replace")  # type: ignore[attr-defined]
     if code not in (0, 2):
         raise StageError(name, f"exit code {code}: {printed[-300:]}")
+    require_pictures(name, printed)
     return code, printed
 
 

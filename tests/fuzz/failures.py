@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+NOT_DRAWN = "was not drawn"
+
 
 class StageError(Exception):
     """What a stage did with a data set that it must not do; `stage` names it."""
@@ -24,9 +26,11 @@ class RefusedError(Exception):
 @contextmanager
 def stage(name: str, *, refusals: bool = False) -> Iterator[None]:
     """Names the stage in what goes wrong; `refusals`: it may end in a sentence, as `RefusedError`."""
+    errors = io.StringIO()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
             yield
+        require_pictures(name, errors.getvalue())
     except StageError:
         raise
     except (ValueError, FileNotFoundError) as error:
@@ -43,6 +47,13 @@ def stage(name: str, *, refusals: bool = False) -> Iterator[None]:
         if refusals and isinstance(error, OSError) and error.filename is not None:
             raise RefusedError(f"{error.filename}: {error.strerror}") from error
         raise StageError(name, described(error)) from error
+
+
+def require_pictures(name: str, printed: str) -> None:
+    """A stage goes on without a picture that it cannot draw, and says so: here that is a failure."""
+    for line in printed.splitlines():
+        if NOT_DRAWN in line:
+            raise StageError(name, line)
 
 
 def described(error: BaseException) -> str:
