@@ -52,7 +52,7 @@ def start_worker() -> None:
 def attempt(data: object, seed: int, number: int) -> Result:
     """Lets a data set go through."""
     from tests.fuzz.data_sets import DataSet, as_json
-    from tests.fuzz.failures import StageError
+    from tests.fuzz.failures import StageError, described
     from tests.fuzz.stages import go_through
 
     assert isinstance(data, DataSet)
@@ -62,6 +62,9 @@ def attempt(data: object, seed: int, number: int) -> Result:
     except StageError as failure:
         seconds = time.perf_counter() - started
         return Result(seed, number, "failed", seconds, failure.stage, failure.reason, as_json(data))
+    except Exception as error:  # the fuzz itself is wrong: the other draws go on
+        seconds = time.perf_counter() - started
+        return Result(seed, number, "failed", seconds, "fuzz", described(error), as_json(data))
     return Result(seed, number, outcome.kind, time.perf_counter() - started, reason=outcome.sentence)
 
 

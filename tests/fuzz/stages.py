@@ -65,7 +65,7 @@ def make_project(data: DataSet, folder: Path) -> Path:
     """A project's folder with the data set, its settings and a small detector's config.
 
     Raises:
-        OSError: the file system does not take one of the names.
+        OSError, ValueError: the file system does not take one of the names, or Pillow one of the images.
     """
     provide_absent_libraries()
     project = folder / data.project
@@ -103,7 +103,7 @@ def go_through(data: DataSet, folder: Path, *, stand_ins: bool = True) -> Outcom
     """
     try:
         project = make_project(data, folder)
-    except (OSError, UnicodeEncodeError):
+    except (OSError, ValueError):  # ValueError: Pillow writes no image of that size in that format
         shutil.rmtree(folder, ignore_errors=True)
         return Outcome("unwritable")
     try:
@@ -154,7 +154,7 @@ def train_and_report(settings: Any, *, stand_ins: bool, all_figures: bool) -> No
         patches.enter_context(patch("dfvt.cluster.train.run_training", train_here))
         if stand_ins:
             stand_in_for_mlflow(patches, recorder)
-            save_time(patches, all_figures=all_figures)
+        save_time(patches, all_figures=all_figures)
         with stage("profile"):
             profile.main(settings)
         with stage("train"):
@@ -177,15 +177,24 @@ def require_evaluation(recorder: Recorder, settings: Any, *, stand_ins: bool) ->
     with stage("evaluate, its files"):
         table = pd.read_csv(folder / "per_class.csv", keep_default_na=False, dtype={"class": str})
         assert list(table["class"]) == list(manifest.classes), (list(table["class"]), manifest.classes)
-        if stand_ins:
-            for iou_type in ("bbox", "segm"):
-                column = pd.to_numeric(table[f"{iou_type}_AP"])
-                named = [name for name in recorder.metrics if name.startswith(f"{iou_type}_AP/")]
-                assert len(named) == (column >= 0).sum(), f"{named} for the classes {list(table['class'])}"
+        logged = recorder.metrics if stand_ins else stored_metrics()
+        for iou_type in ("bbox", "segm"):
+            column = pd.to_numeric(table[f"{iou_type}_AP"])
+            named = [name for name in logged if name.startswith(f"{iou_type}_AP/")]
+            assert len(named) == (column >= 0).sum(), f"{named} for the classes {list(table['class'])}"
         images = json.loads(manifest.val_annotations_path.read_bytes())["images"]
         drawn = list((folder / "gallery").glob("*.png"))
         wanted = min(settings.evaluate.num_gallery_images, len(images))
         assert len(drawn) == wanted, f"{len(drawn)} of {wanted} pictures in the gallery"
+
+
+def stored_metrics() -> dict[str, float]:
+    """The metrics of the training's run in the project's own store."""
+    from mlflow import MlflowClient
+
+    note = json.loads(Path("runs", VARIANT, "run.json").read_bytes())
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
+    return dict(client.get_run(note["mlflow_run_id"]).data.metrics)
 
 
 def main() -> None:
