@@ -6,6 +6,7 @@ import io
 import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain
 from pathlib import Path
 
 from tests.fuzz.data_sets import DataSet
@@ -35,14 +36,14 @@ def command(name: str, *arguments: str, encoding: str) -> tuple[int, str]:
     return code, printed
 
 
-def check(data: DataSet, project: Path, split: str) -> bool:
-    """Whether `dfvt data check` finds problems in a split."""
-    paths = getattr(data, split)
+def check(data: DataSet, project: Path) -> bool:
+    """Whether `dfvt data check` finds problems in the two splits."""
+    splits = [data.train] if data.train.annotations == data.val.annotations else [data.train, data.val]
+    paths = [(f"--annotations={one.annotations}", f"--images={one.folder}") for one in splits]
     code, printed = command(
         "data check",
-        *("data", "check", str(project / data.root)),
-        *(f"--annotations={paths.annotations}", f"--images={paths.folder}"),
-        *(("--out", str(project / "checked")) if split == "train" else ()),
+        *("data", "check", str(project / data.root), *chain.from_iterable(paths)),
+        *("--out", str(project / "checked")),
         encoding=data.encoding,
     )
     last = printed.strip().splitlines()[-1:]
