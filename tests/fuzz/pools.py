@@ -25,7 +25,7 @@ STEMS = [  # of files
 ]
 FOLDERS = [  # in the folder of a split
     "", "", "", "", "cam1/", "cam2/", "cam 3/", "a/b/", "./", "é/", "e\u0301/", "it's/", ".hidden/",
-    "a.jpg/", "x//",
+    "a.jpg/", "x//", "../x/",
 ]
 PARTS = [  # of paths of folders
     "data", "data set", "d'ata", 'd"ata', "été 2017", "e\u0301te\u0301", "数据", "a#b", "100%", "%20", "[a]",
