@@ -24,8 +24,11 @@ class RefusedError(Exception):
 
 
 @contextmanager
-def stage(name: str, *, refusals: bool = False) -> Iterator[None]:
-    """Names the stage in what goes wrong; `refusals`: it may end in a sentence, as `RefusedError`."""
+def stage(name: str, *, refusals: bool = False, one_line: bool = True) -> Iterator[None]:
+    """Names the stage in what goes wrong.
+
+    With `refusals` it may end in a sentence, as `RefusedError`, which is `one_line` unless a name has several.
+    """
     errors = io.StringIO()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(errors):
@@ -40,7 +43,7 @@ def stage(name: str, *, refusals: bool = False) -> Iterator[None]:
             or type(error) not in (ValueError, FileNotFoundError)
         ):
             raise StageError(name, described(error)) from error
-        if not str(error) or "\n" in str(error):
+        if not str(error) or (one_line and "\n" in str(error)):
             raise StageError(name, f"its sentence is {str(error)!r}") from error
         raise RefusedError(str(error)) from error
     except (Exception, SystemExit) as error:

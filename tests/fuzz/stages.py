@@ -118,17 +118,18 @@ def run_stages(data: DataSet, project: Path, *, stand_ins: bool) -> Outcome:
     from dfvt.settings import load_settings
     from pipelines import fetch_data, validate_data
 
+    one_line = "\\n" not in as_json(data)
     try:
-        with stage("settings", refusals=True):
+        with stage("settings", refusals=True, one_line=one_line):
             settings = load_settings()
-        with stage("fetch_data", refusals=True):
+        with stage("fetch_data", refusals=True, one_line=one_line):
             fetch_data.main(settings)
     except RefusedError as refused:
         browse(data, project, is_sound=False)
         return Outcome("refused", str(refused))
     has_problems = check(data, project)
     try:
-        with stage("validate_data", refusals=True):
+        with stage("validate_data", refusals=True, one_line=one_line):
             validate_data.main(settings)
     except RefusedError as refused:
         browse(data, project, is_sound=False)
