@@ -27,7 +27,7 @@ class RefusedError(Exception):
 def stage(name: str, *, refusals: bool = False, one_line: bool = True) -> Iterator[None]:
     """Names the stage in what goes wrong.
 
-    With `refusals` it may end in a sentence, as `RefusedError`, which is `one_line` unless a name has several.
+    With `refusals` it may end in a sentence, as `RefusedError`. That is `one_line` unless a name has several.
     """
     errors = io.StringIO()
     try:
