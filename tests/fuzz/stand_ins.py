@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,7 +109,9 @@ def save_time(patches: ExitStack, *, all_figures: bool) -> None:
         arguments[-1].parent.mkdir(parents=True, exist_ok=True)
         arguments[-1].touch()
 
-    patches.enter_context(patch("mmcv.utils.config.FormatCode", compiled))
+    for module in ("mmcv.utils.config", "dfvt.engine.config_text"):
+        if find_spec(module):
+            patches.enter_context(patch(f"{module}.FormatCode", compiled))
     for module in ("curves", "gallery"):
         patches.enter_context(patch(f"dfvt.reports.{module}.DPI", 40))
     patches.enter_context(patch("dfvt.reports.gallery.GALLERY_CELL", (160, 140)))
