@@ -32,6 +32,13 @@ def nothing(name: str) -> Any:
     return _AnyClass(name, (Exception,), {"__init__": take, "__class_getitem__": lambda key: nothing(name)})
 
 
+def attribute(name: str) -> Any:
+    """An attribute of a module that is absent; what Python itself asks for is not there."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return nothing(name)
+
+
 class _Absent(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.names else None
@@ -43,7 +50,7 @@ class _Absent(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__getattr__ = nothing  # type: ignore[method-assign]
+        module.__getattr__ = attribute  # type: ignore[method-assign]
 
 
 @cache
