@@ -167,13 +167,14 @@ def class_names_of(content: CocoFile, path: Path) -> dict[int, str]:
 def ids_not_evaluated(
     images: Iterable[int], annotations: Iterable[int], categories: Iterable[int]
 ) -> Iterator[str]:
-    """Name the ids with which COCO's evaluation gives wrong numbers, without an error.
+    """Name the ids with which COCO's evaluation gives wrong numbers, or fails.
 
     faster-coco-eval keeps ids of images and categories as 64-bit floats, so that several above 2⁵³ become
-    one. It keeps ids of annotations as 64-bit integers, and takes those below 1 for "no object matches".
+    one, and evaluates no masks of an image whose id is below 0. It keeps ids of annotations as 64-bit
+    integers, and takes those below 1 for "no object matches".
     """
-    for kind, ids in (("image", images), ("category", categories)):
-        yield from (f"{kind} {number}" for number in ids if not -MAX_ID <= number <= MAX_ID)
+    yield from (f"image {number}" for number in images if not 0 <= number <= MAX_ID)
+    yield from (f"category {number}" for number in categories if not -MAX_ID <= number <= MAX_ID)
     yield from (f"annotation {number}" for number in annotations if not 0 <= number <= MAX_ANNOTATION_ID)
 
 

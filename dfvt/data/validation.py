@@ -139,8 +139,8 @@ _PROBLEMS = {
     "duplicate_ids": ("ids that are used more than once", "number them anew"),
     "zero_ids": ("annotations with the id 0, which COCO's evaluation takes for none", "number them from 1"),
     "unevaluated_ids": (
-        "ids that COCO's evaluation cannot hold, which are those of images and categories above 2⁵³, and of "
-        "annotations below 0 or above 2⁶³",
+        "ids that COCO's evaluation cannot hold, which are those of images and categories above 2⁵³, of "
+        "images below 0, and of annotations below 0 or above 2⁶³",
         "number them from 1",
     ),
 }

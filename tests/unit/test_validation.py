@@ -93,16 +93,16 @@ def repeat_image_id(root: Path) -> None:
     edit(root / TRAIN_JSON, lambda content: content["images"][1].update(id=1))
 
 
-def large_image_id(root: Path) -> None:
+def first_image_id(new: int) -> Callable[[Path], None]:
     def change(content: dict[str, Any]) -> None:
         number = content["images"][0]["id"]
         for item, key in (
             (content["images"][0], "id"),
             *((item, "image_id") for item in content["annotations"]),
         ):
-            item[key] = 2**53 + 1 if item[key] == number else item[key]
+            item[key] = new if item[key] == number else item[key]
 
-    edit(root / TRAIN_JSON, change)
+    return lambda root: edit(root / TRAIN_JSON, change)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,13 @@ def large_image_id(root: Path) -> None:
             f"annotation {2**63}",
             "which are those of images and",
         ),
-        (large_image_id, "unevaluated_ids", f"image {2**53 + 1}", "ids that COCO's evaluation cannot hold"),
+        (
+            first_image_id(2**53 + 1),
+            "unevaluated_ids",
+            f"image {2**53 + 1}",
+            "ids that COCO's evaluation cannot hold",
+        ),
+        (first_image_id(-5), "unevaluated_ids", "image -5", "ids that COCO's evaluation cannot hold"),
         (train_annotation(id=200), "duplicate_ids", "annotation 200", "ids that are used more than once"),
         (repeat_image_id, "duplicate_ids", "image 1", "ids that are used more than once"),
     ],
