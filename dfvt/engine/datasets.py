@@ -8,7 +8,9 @@ from json import JSONDecodeError
 from typing import Any
 
 from mmcv import ConfigDict
+from mmcv.image import rescale_size
 from mmdet.datasets import CocoDataset, build_dataset
+from mmdet.datasets.pipelines import MultiScaleFlipAug
 
 from dfvt.data.coco import ids_not_evaluated
 from dfvt.data.packed import PackedList
@@ -23,8 +25,8 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
     `classes`: two files of one data set could give the same label to different classes.
 
     Raises:
-        ValueError: the annotation file is damaged or lacks a class, or a test data set has ids that COCO's
-            evaluation cannot hold.
+        ValueError: the annotation file is damaged or lacks a class; or a test data set has ids that COCO's
+            evaluation cannot hold, or an image of which nothing is left at the size of the test images.
     """
     try:
         with without_chatter():
@@ -40,6 +42,7 @@ def build_coco_dataset(cfg: ConfigDict, *, test_mode: bool) -> Any:
         number_labels_by_class(part)
         if test_mode:
             make_evaluable(part)
+            require_resizable(part)
         else:
             share_annotations(part)
     return dataset
@@ -107,6 +110,27 @@ def make_evaluable(dataset: CocoDataset) -> None:
             annotation["id"] = number
         with without_chatter():
             coco.createIndex()
+
+
+def require_resizable(dataset: CocoDataset) -> None:
+    """Refuse images so narrow that scaled to the size of the test images they are 0 pixels wide or high.
+
+    OpenCV cannot resize such an image. It would end the first validation, after an epoch of training.
+
+    Raises:
+        ValueError: the data set has such an image.
+    """
+    steps = [step for step in dataset.pipeline.transforms if isinstance(step, MultiScaleFlipAug)]
+    scales = [scale for step in steps if step.scale_key == "scale" for scale in step.img_scale]
+    for image in dataset.data_infos:
+        size = image["width"], image["height"]
+        for scale in scales:
+            if not min(rescale_size(size, tuple(scale))):
+                raise ValueError(
+                    f"{dataset.ann_file}: the image {image['file_name']} has {size[0]}×{size[1]} pixels; "
+                    f"scaled to fit into {max(scale)}×{min(scale)}, one of its sides is 0 pixels: remove the "
+                    "image, or set a larger image_size"
+                )
 
 
 def require_num_classes(model: ConfigDict, classes: Sequence[str], section: str) -> None:

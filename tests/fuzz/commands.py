@@ -69,8 +69,9 @@ def browse(data: DataSet, project: Path, *, is_sound: bool) -> None:
         text = page.read_text(encoding="utf-8")
         captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)
         assert len(captions) == len(data.val.images), captions
+        sizes = {image.file: image.upright for image in data.val.images}  # two images may share one file
         for image in data.val.images:
-            width, height = image.upright
+            width, height = sizes[image.file]
             assert any(f"{width}×{height}: " in caption for caption in captions), (image, captions)
 
 

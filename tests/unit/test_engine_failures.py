@@ -248,6 +248,23 @@ def test_images_that_are_all_too_small_are_told(
         train(config, tmp_path / "work")
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_an_image_that_vanishes_at_the_size_of_the_test_images_is_told_before_the_training(
+    config: Config, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    content = json.loads(Path(config.data.val.ann_file).read_text())
+    content["images"][2].update(width=size[0], height=size[1])
+    (tmp_path / "narrow.json").write_text(json.dumps(content))
+    config.data.val.ann_file = str(tmp_path / "narrow.json")
+    name = content["images"][2]["file_name"]
+    with pytest.raises(
+        ValueError, match=rf"narrow\.json: the image {name} has {size[0]}×{size[1]} pixels; scaled"
+    ):
+        train(config, tmp_path / "work")
+    assert not (tmp_path / "work" / "latest.pth").exists()
+    build_coco_dataset(config.data.val, test_mode=False)  # such an image may be there for training
+
+
 def test_a_wrapper_around_what_is_validated_is_told_before_the_training(
     config: Config, tmp_path: Path
 ) -> None:
