@@ -144,7 +144,7 @@ def begun_with(sweep: Mirror) -> Begun | None:
     file = sweep.folder / SPEC_FILE
     if not file.is_file():
         return None
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     defaults = {
         name: VariantOverrides.model_validate(values) for name, values in content.get(DEFAULTS, {}).items()
     }

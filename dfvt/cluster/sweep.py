@@ -124,6 +124,8 @@ def sigterm_as_ctrl_c(first: Callable[[], None] = lambda: None) -> Iterator[None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         threading.Thread(target=first, daemon=True).start()
+        if not callable(signal.getsignal(signal.SIGINT)):  # a shell's background jobs ignore Ctrl-C
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, interrupt)

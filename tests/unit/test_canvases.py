@@ -158,10 +158,12 @@ def test_cudnn_may_look_for_the_fastest_algorithms(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    during: list[bool] = []
+    monkeypatch.setattr(Losses, "on_start", lambda self, start: during.append(torch.backends.cudnn.benchmark))
     losses_of(config, tmp_path / "silent")
-    assert not torch.backends.cudnn.benchmark
     losses_of(config, tmp_path / "asked", cudnn_benchmark=True)
-    assert torch.backends.cudnn.benchmark
+    assert during == [False, True]
+    assert not torch.backends.cudnn.benchmark, "the process is left as it was"
 
 
 def wrap(dataset: Any, how: str) -> Any:

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from mmcv import Config
 from mmcv.runner import HOOKS, Hook
 
-from dfvt.engine import assembly
+from dfvt.engine import datasets
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
 from dfvt.engine.datasets import build_coco_dataset
@@ -62,13 +62,13 @@ def work(rank: int, port: int, folder: Path) -> None:
             averaged.append(runner.average.module)
 
     DetectorRunner.run = keep_model  # type: ignore[assignment,method-assign]
-    build, builds = assembly.build_coco_dataset, []
+    build, builds = datasets.build_dataset, []
 
-    def noting(cfg: Any, *, test_mode: bool) -> Any:
-        builds.append("val" if test_mode else "train")
-        return build(cfg, test_mode=test_mode)
+    def noting(cfg: Any, arguments: dict[str, Any]) -> Any:
+        builds.append("val" if arguments["test_mode"] else "train")
+        return build(cfg, arguments)
 
-    assembly.build_coco_dataset = noting
+    datasets.build_dataset = noting
     evaluations = Evaluations()
     result = train(load_config(folder / "config.py"), folder / "work", seed=6, callbacks=[evaluations])
     assert result.checkpoint.is_file(), "it is there when any process returns"

@@ -74,16 +74,20 @@ def test_what_is_waited_for_is_said_at_once(actor: Any, capfd: pytest.CaptureFix
     assert said.count("\n") == 1
 
 
-def test_sigterm_interrupts_a_sweep_while_mlflow_is_told() -> None:
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_interrupts_a_sweep_while_mlflow_is_told(ctrl_c: Any) -> None:
     began, ended = threading.Event(), threading.Event()
 
     def slow_server() -> None:
         began.set()
         ended.wait(20)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(slow_server):
-        signal.raise_signal(signal.SIGTERM)
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c(slow_server):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert began.wait(5), "it is told at once, and not waited for"
     ended.set()
     assert signal.getsignal(signal.SIGTERM) is before
