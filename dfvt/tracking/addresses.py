@@ -37,14 +37,17 @@ def home_of(project: Path) -> Path:
 def tracking_uri(project: Path) -> str:
     """Return MLFLOW_TRACKING_URI, else the address of the project's `mlflow.db`.
 
-    The path of an SQLite file is made absolute, so that all processes use the same file.
+    The path of an SQLite file is made absolute and without `..`, so that all processes use the same file and
+    `is_inside` is right about it.
 
     Raises ValueError for a `project` whose path cannot be part of an SQLite address.
     """
     uri = os.environ.get(URI)
     if uri:
         file = uri.removeprefix(SQLITE)
-        return f"{SQLITE}{home_of(Path()) / file}" if uri.startswith(SQLITE) and file else uri
+        if not uri.startswith(SQLITE) or not file:
+            return uri
+        return f"{SQLITE}{os.path.normpath(home_of(Path()) / file)}"
     return own_store(project)
 
 

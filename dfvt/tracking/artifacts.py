@@ -90,4 +90,7 @@ def is_former(root: str, own: Path, connection: sqlite3.Connection) -> bool:
     if first is None:
         return True
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SECONDS)) as another:
+        tables = {name for (name,) in another.execute("SELECT name FROM sqlite_master")}
+        if "runs" not in tables:  # an empty file: MLflow has not used it yet
+            return False
         return bool(another.execute("SELECT 1 FROM runs WHERE run_uuid = ?", first).fetchone())

@@ -254,6 +254,9 @@ def test_the_store_is_in_the_project_unless_the_environment_says_otherwise(
     assert tracking_uri(Path(project.name)) == f"sqlite:///{project}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
     assert tracking_uri(project) == f"sqlite:///{tmp_path}/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/../beside.db")
+    assert tracking_uri(project) == f"sqlite:///{tmp_path}/beside.db"
+    assert not keeps_changes("auto", Store(tracking_uri(project)), project), "it is outside of the project"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert tracking_uri(project) == "http://tracking:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
@@ -657,15 +660,17 @@ def test_a_moved_or_copied_project_keeps_its_artifacts_to_itself(
     assert project.as_uri() not in text
 
 
-@pytest.mark.parametrize("has_store", [False, True])
+@pytest.mark.parametrize("store_there", ["none", "without runs", "empty file"])
 def test_artifacts_of_a_project_that_files_its_runs_here_stay_there(
-    uri: str, project: Path, tmp_path: Path, empty_database: Path, has_store: bool
+    uri: str, project: Path, tmp_path: Path, empty_database: Path, store_there: str
 ) -> None:
     another = tmp_path / "another"
     recorder = open_run(uri, another)  # as earlier versions did
     recorder.log_text("text", "note.txt")
-    if has_store:
+    if store_there == "without runs":
         shutil.copy(empty_database, another)
+    elif store_there == "empty file":
+        (another / "mlflow.db").touch()
     (project / "params.yaml").write_text("profile: mini\n")
     mlflow_utils._artifact_repos_cache.clear()
     RunRecorder.attach(uri, recorder.run_id).log_text("more", "more.txt")
