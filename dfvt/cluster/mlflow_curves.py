@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 
 from dfvt.cluster.relay import ClusterCallback
 from dfvt.engine.callbacks import EvaluationRecord, StepRecord, TrainingStart
-from dfvt.engine.curves import LOSS_COLUMNS, TRAIN_FILE, VAL_FILE, is_kept
+from dfvt.engine.curves import LOSS_COLUMNS, TRAIN_FILE, VAL_FILE, is_kept, is_undefined
 from dfvt.tracking.mlflow import RefusedError, RunRecorder
 
 SECONDS_BETWEEN_REQUESTS = 10.0
@@ -180,14 +180,26 @@ def read_val(folder: Path, until: int) -> list[Point]:
 
 
 def read_points(path: Path, names: Mapping[str, str], until: int) -> list[Point]:
+    """Read the points of a curve file up to a step; rows without a number give none.
+
+    An mAP that is undefined has an empty cell, in files of earlier versions COCO's −1.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if is_kept(row, until)]
-    return [
-        (int(row["step"]), {new: float(row[name]) for name, new in names.items() if row.get(name)})
+    points = [
+        (
+            int(row["step"]),
+            {
+                new: value
+                for name, new in names.items()
+                if row.get(name) and not is_undefined(name, value := float(row[name]))
+            },
+        )
         for row in rows
     ]
+    return [point for point in points if point[1]]
 
 
 def send_missing(recorder: RunRecorder, folder: Path) -> int:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 import ray
 
-from dfvt.cluster.mlflow_curves import MlflowCurves
+from dfvt.cluster.mlflow_curves import MlflowCurves, send_missing
 from dfvt.cluster.relay import QueueRelay, is_last, replay, worker_event
 from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
@@ -70,6 +70,23 @@ def test_an_undefined_number_has_no_point_and_an_empty_cell(tmp_path: Path) -> N
     assert run.points == [("val/bbox_mAP", 4, 0.5), ("best_bbox_mAP", 4, 0.5)]
     text = (tmp_path / "val.csv").read_text().splitlines()
     assert text == ["step,epoch,bbox_mAP,segm_mAP", "2,1,,", "4,2,0.5,"]
+
+
+@pytest.mark.parametrize("undefined", ["", "-1"], ids=["now", "earlier versions"])
+def test_rows_without_a_number_give_no_point_when_curves_are_sent_again(
+    tmp_path: Path, undefined: str
+) -> None:
+    rows = ["step,epoch,bbox_mAP,segm_mAP", f"2,1,{undefined},{undefined}", f"4,2,0.5,{undefined}"]
+    (tmp_path / "val.csv").write_text("\n".join(rows) + "\n")
+    run = Run()
+    assert send_missing(run, tmp_path) == 1  # type: ignore[arg-type]
+    assert run.points == [("val/bbox_mAP", 4, 0.5)]
+    again = Run()
+    curves = MlflowCurves(again, folder=tmp_path)  # type: ignore[arg-type]
+    curves.on_start(TrainingStart(4, 6, 2, 3, Path("latest.pth")))
+    curves.on_evaluation(EvaluationRecord(6, 3, {"bbox_mAP": 0.4}))
+    assert again.steps("val/bbox_mAP") == [4, 6]
+    assert ("best_bbox_mAP", 6, 0.5) in again.points
 
 
 class Run:
