@@ -161,12 +161,12 @@ def _config_differences(uri: str, runs: Sequence[RunInfo]) -> dict[str, dict[str
 
     Others may have written the configs: they are read as data, and never executed.
     """
+    if not 2 <= len(runs) <= MOST_CONFIGS:
+        return {}
     from dfvt.engine.plain import plain_values, read_plain_values
     from dfvt.reports.compare import config_differences
     from dfvt.tracking.runs import fetch_artifact
 
-    if not 2 <= len(runs) <= MOST_CONFIGS:
-        return {}
     configs = {}
     with TemporaryDirectory() as folder:
         for run in runs:

@@ -11,8 +11,6 @@ from typing import Any
 
 from mmcv import Config
 
-from dfvt.engine.options import merge_options
-
 
 def load_plain_config(path: Path, cfg_options: Mapping[str, Any] | None = None) -> Config:
     """Read a config that `dfvt.engine.config.write_config` wrote, and apply `cfg_options` (dotted keys).
@@ -25,6 +23,8 @@ def load_plain_config(path: Path, cfg_options: Mapping[str, Any] | None = None) 
     """
     cfg = Config(read_plain_values(path), filename=str(path))
     if cfg_options:
+        from dfvt.engine.options import merge_options  # imports mmdet, which takes seconds
+
         try:
             merge_options(cfg, cfg_options)
         except ValueError as error:

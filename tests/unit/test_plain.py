@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,9 @@ def test_what_is_more_than_values_is_refused_in_a_sentence(
         load_plain_config(path)
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["config.py"]
+
+
+def test_reading_a_config_as_data_does_not_import_mmdet() -> None:
+    program = "import sys, dfvt.engine.plain; print('mmdet' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False", "dfvt compare would take seconds longer"
