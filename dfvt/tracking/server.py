@@ -11,9 +11,13 @@ import sys
 import time
 from contextlib import suppress
 from http.client import HTTPException
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
+
+from dfvt.tracking.addresses import ARTIFACTS, SQLITE, STORE_FILE
+from dfvt.tracking.artifacts import relocate_artifacts
 
 HOST = "127.0.0.1"
 START_SECONDS = 300  # on a busy machine
@@ -27,12 +31,14 @@ def serve(port: int, experiment: str) -> int:
         experiment: whose page is printed.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port cannot be had, or the store is damaged.
     """
     if not is_free(port):
         raise ValueError(
             f"port {port} is in use or not allowed: choose another one, such as make ui PORT={another_port()}"
         )
+    if Path(STORE_FILE).exists():
+        relocate_artifacts(Path(STORE_FILE).absolute())  # the project may have been moved or copied
     server = start_server(port)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: server.send_signal(number))
@@ -78,7 +84,7 @@ def start_server(port: int) -> subprocess.Popen[bytes]:
         "--workers",
         "1",
     ]
-    store = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "mlartifacts"]
+    store = ["--backend-store-uri", f"{SQLITE}{STORE_FILE}", "--artifacts-destination", ARTIFACTS]
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return subprocess.Popen([*command, *store], env=environment | os.environ)
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+
+from dfvt.tracking import server
+from dfvt.tracking.addresses import artifact_root, tracking_uri
+from dfvt.tracking.mlflow import RunRecorder
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +79,21 @@ def test_it_is_one_server_process_and_names_the_page_of_the_runs(project: Path) 
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def test_the_pages_of_a_moved_project_show_its_artifacts(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = RunRecorder.open(
+        tracking_uri(project), "e", artifact_root=artifact_root(project), run_name="r", tags={}, params={}
+    )
+    recorder.log_text("text", "note.txt")
+    place = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(project, place)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(server, "start_server", lambda port: Mock(wait=lambda: 0, poll=lambda: 0))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert server.serve(server.another_port(), "e") == 0
+    with closing(sqlite3.connect("mlflow.db")) as connection:
+        (address,) = connection.execute("SELECT artifact_uri FROM runs").fetchone()
+    assert address == (place / "mlartifacts" / recorder.run_id / "artifacts").as_uri()
