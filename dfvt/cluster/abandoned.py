@@ -14,6 +14,7 @@ from dfvt.tracking.mlflow import RunRecorder, Status
 
 # What became of a trial, as MLflow calls it.
 ENDS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+STOPPED_AFTER = "dfvt.stopped_after_epoch"  # a tag of the runs of trials that did not come to their end
 CHECKPOINT = "checkpoint.pth"  # a training that has it has ended
 
 
@@ -44,11 +45,17 @@ def end_if_abandoned(note: Path, recorder: RunRecorder) -> Status | None:
     """
     folder = note.absolute().parent
     status: Status = "FINISHED" if (folder / CHECKPOINT).is_file() else "KILLED"
+    tags: dict[str, str] = {}
     if note.name == RECORD:
-        status = ENDS.get(json.loads(note.read_bytes()).get("status"), "KILLED")
+        record = json.loads(note.read_bytes())
+        status = ENDS.get(record.get("status"), "KILLED")
+        if record.get("status") in ("stopped", "failed"):
+            tags[STOPPED_AFTER] = str(record.get("epoch", 0))
         folder = folder.parents[1]  # the sweep's
     if recorder.status() != "RUNNING" or is_at_work(folder):
         return None
+    if tags:
+        recorder.set_tags(tags)
     recorder.finish(status)
     return status
 

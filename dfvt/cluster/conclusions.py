@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 
+from dfvt.cluster.abandoned import ENDS, STOPPED_AFTER
 from dfvt.cluster.records import Status, TrialRecord, fetch_record, put_record
 from dfvt.cluster.spaces import EPOCH, TRIAL
 from dfvt.cluster.spec import active_part, num_trials_of
@@ -166,11 +167,22 @@ def last_failure(text: str) -> str:
 
 
 def conclude(sweep: Sweep, trial: Mirror, status: Status, failure: str = "") -> None:
-    """End the record and run of a trial that was ended before it could."""
+    """End the record and run of a trial that was ended before it could.
+
+    The sweep goes on if MLflow does not take it: `dfvt runs sync` ends the run later, as the record says.
+    """
     record = fetch_record(trial)
     if record is None or record.status != "running":
         return
     put_record(replace(record, status=status, failure=failure), trial)
-    recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
-    recorder.set_tags({"dfvt.stopped_after_epoch": str(record.epoch)})
-    recorder.finish("FINISHED" if status == "stopped" else "FAILED")
+    try:
+        recorder = RunRecorder.attach(sweep.tracking_uri, record.mlflow_run_id)
+        recorder.set_tags({STOPPED_AFTER: str(record.epoch)})
+        recorder.finish(ENDS[status])
+    except (ConnectionError, ValueError) as error:
+        print(
+            f"sweep {sweep.spec.name}: {str(error).rstrip('.')}: the run of trial {record.name} is not ended "
+            "there, `dfvt runs sync` ends it",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 
 from dfvt.cli import main
 from dfvt.cluster import conclusions, parents
+from dfvt.cluster.abandoned import end_if_abandoned
 from dfvt.cluster.conclusions import Conclusions, last_failure
 from dfvt.cluster.records import RECORD, TrialRecord, all_failed, fetch_record, load_records, put_record
 from dfvt.cluster.spaces import TRIAL
@@ -199,3 +200,17 @@ def test_a_sweep_whose_trials_all_failed_has_failed(
     assert "trial 0001 failed: a loss was not finite" in output.err
     assert ("sweep two: all 2 trials failed" in output.err) == bool(exit_code)
     assert recorder.ends == [run_status]
+
+
+def test_a_store_that_is_away_when_a_trial_is_stopped_does_not_end_the_sweep(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = replace(sweep, store=Store("http://127.0.0.1:9"))  # nobody listens there
+    trial = sweep.mirror / "trials" / "0001"
+    put_record(RECORDED, trial)
+    conclusions.conclude(sweep, trial, "stopped")
+    assert "the run of trial 0001 is not ended there, `dfvt runs sync` ends it" in capsys.readouterr().err
+    ends: list[Any] = []
+    run: Any = SimpleNamespace(status=lambda: "RUNNING", set_tags=ends.append, finish=ends.append)
+    assert end_if_abandoned(trial.folder / RECORD, run) == "FINISHED"
+    assert ends == [{"dfvt.stopped_after_epoch": "1"}, "FINISHED"]
