@@ -224,7 +224,12 @@ def _sync(options: Namespace) -> int:
     if len(notes) < len(options.folders):
         raise ValueError(f"each folder must hold {' or '.join(NOTES)}, which name its run")
     if not options.folders:
-        notes = sorted(one for pattern in TRAININGS for one in Path().glob(pattern))
+        notes = sorted(
+            note
+            for pattern in TRAININGS
+            for note in Path().glob(pattern)
+            if not note.parent.name.startswith(".")  # a folder that is being written or removed
+        )
     try:
         recorders = _recorders_of(notes)
         for note, recorder in recorders.items():

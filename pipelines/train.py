@@ -103,11 +103,15 @@ def one_training(state: Path) -> Iterator[None]:
 
     from dfvt.cluster.records import LOCK_SECONDS, lock_of
 
+    lock = lock_of(state, LOCK_SECONDS)
     try:
-        with lock_of(state, LOCK_SECONDS):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise ValueError(f"another process trains with the state in {state}: wait for its end") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

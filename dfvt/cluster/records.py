@@ -176,13 +176,18 @@ def one_at_a_time(sweep: Mirror) -> Iterator[None]:
     """
     folder = sweep.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = lock_of(folder, LOCK_SECONDS)
     try:
-        with lock_of(folder, LOCK_SECONDS), heartbeat(sweep.remote) if sweep.remote else nullcontext():
-            yield
+        lock.acquire()
     except Timeout as error:
         raise ValueError(
             f"the sweep {folder.name} in {folder} is running already: see dfvt sweep status {folder.name}"
         ) from error
+    try:
+        with heartbeat(sweep.remote) if sweep.remote else nullcontext():
+            yield
+    finally:
+        lock.release()
 
 
 def was_interrupted(spec: SweepSpec, records: Sequence[TrialRecord]) -> bool:

@@ -54,7 +54,7 @@ def attach_noted(noted: Note, project: Path) -> RunRecorder:
 
     Raises:
         RunNotFoundError: neither the noted store nor the store of today has it.
-        ValueError: a store cannot be used.
+        ValueError: the store of today cannot be used.
     """
     today, run_id = tracking_uri(project), noted["mlflow_run_id"]
     uri = address_of_note(noted["tracking_uri"], project) if noted.get("tracking_uri") else today
@@ -66,6 +66,12 @@ def attach_noted(noted: Note, project: Path) -> RunRecorder:
             recorder = attach(place, run_id)
         except RunNotFoundError as error:
             missing = missing or error
+            continue
+        except ValueError as error:
+            if place == today:
+                raise
+            # The run was made elsewhere, with a store that cannot be reached from here.
+            missing = missing or RunNotFoundError(str(error))
             continue
         if noted.get("meant_for") and (sent_as := recorder.tag(SENT_AS)):
             return RunRecorder.attach(today, sent_as)

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from filelock import Timeout
 from mlflow import MlflowClient
 
 from dfvt.data.manifest import DatasetManifest
@@ -107,11 +108,21 @@ def test_two_trainings_do_not_share_a_state(tmp_path: Path, monkeypatch: pytest.
         pass
 
 
-def test_a_clone_evaluates_into_one_run_of_its_own(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lock_that_the_training_itself_waits_for_is_no_second_training(tmp_path: Path) -> None:
+    with pytest.raises(Timeout), one_training(tmp_path / "tiny-1a2b"):
+        raise Timeout("another lock")
+    with one_training(tmp_path / "tiny-1a2b"):
+        pass
+
+
+@pytest.mark.parametrize("store", ["sqlite:////gone/mlflow.db", "http://127.0.0.1:9"])
+def test_a_clone_evaluates_into_one_run_of_its_own(
+    project: Path, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
     run = project / "runs/tiny"
     run.mkdir(parents=True)
     (run / "config.py").write_text("lr = 0.1\n")
-    noted = {"mlflow_run_id": "0" * 32, "tracking_uri": "sqlite:////gone/mlflow.db", "tags": {"a": "b"}}
+    noted = {"mlflow_run_id": "0" * 32, "tracking_uri": store, "tags": {"a": "b"}}
     (run / "run.json").write_text(json.dumps(noted))
     first = recorder_of(SETTINGS, "tiny", run / "run.json")
     assert "the evaluation is filed in a new run" in capsys.readouterr().err
