@@ -108,7 +108,8 @@ def _run_sweep(path: Path) -> int:
     if all_failed(records, spec.metric):
         print(f"sweep {spec.name}: all {len(records)} trials failed", file=sys.stderr)
         return 1
-    print(f"as a file, with plots: dfvt sweep results {sweep.mirror.remote or spec.name}", file=sys.stderr)
+    place = sweep.mirror.remote or spec.name
+    print(f"as a file, with plots from three finished trials on: dfvt sweep results {place}", file=sys.stderr)
     return 0
 
 

@@ -55,8 +55,9 @@ def check_data_root(root: Path) -> None:
         ValueError: a stage writes to the folder, or the folder contains something that DVC does not read.
     """
     if not root.is_dir():
+        home = " (`~` is not replaced here: write the whole path)" if str(root).startswith("~") else ""
         raise FileNotFoundError(
-            f"data.root {root} is not a directory: set it to the folder of a data set in COCO layout."
+            f"data.root {root} is not a directory{home}: set it to the folder of a data set in COCO layout."
         )
     place, project = root.resolve(), Path.cwd().resolve()
     for name in WRITTEN:

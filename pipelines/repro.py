@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 REPORT = Path("reports/results.md")
+WORKED_ON = "another `make repro` or command of DVC works in this project: wait for its end, or stop it"
 
 
 def main() -> int:
@@ -88,6 +89,7 @@ def running_stages() -> list[psutil.Process]:
 def reproduce(targets: list[str], *, force: bool) -> int:
     """Run DVC's `repro` in this process; a stage that fails has said why, so nothing is added to it."""
     from dvc.exceptions import DvcException, NotDvcRepoError, ReproductionError
+    from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.scm import SCMError
     from dvc.stage.exceptions import StageCmdFailedError
@@ -106,7 +108,13 @@ def reproduce(targets: list[str], *, force: bool) -> int:
         if isinstance(cause, OSError) and cause.filename:
             print(f"repro: {error}: {explain_os_error(cause)}", file=sys.stderr)
             return 2
+        if isinstance(cause, LockError):
+            print(f"repro: {WORKED_ON}", file=sys.stderr)
+            return 1
         print(f"repro: {error}: {cause}", file=sys.stderr)
+        return 1
+    except LockError:
+        print(f"repro: {WORKED_ON}", file=sys.stderr)
         return 1
     except SCMError as error:
         remedy = "run `git init` there, or clone the project with git"

@@ -46,6 +46,8 @@ def plan_lines(sweep: Sweep) -> list[str]:
 
 def settings_lines(sweep: Sweep) -> Iterator[str]:
     """Yield a line for each variant: what its trials train with, and where each value is from."""
+    from dfvt.engine.image_size import image_size_of
+
     spec = sweep.spec
     for variant in spec.variants:
         cfg = config_of_trial(spec, sweep.configs, {"variant": variant})
@@ -73,6 +75,9 @@ def settings_lines(sweep: Sweep) -> Iterator[str]:
                 told.append(f"{name} {value} (params.yaml)")
             else:
                 told.append(f"{name} {value} (config)")
+        if spec.image_size or defaults.image_size:
+            size = "×".join(map(str, image_size_of(cfg)))
+            told.append(f"image_size {size} ({'spec' if spec.image_size else 'params.yaml'})")
         options = {**defaults.cfg_options, **spec.cfg_options}
         told += [
             f"{key} {value} ({'spec' if key in spec.cfg_options else 'params.yaml'})"

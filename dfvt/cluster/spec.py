@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -230,6 +231,9 @@ def problem_of(spec: SweepSpec) -> str | None:
     for key in spec.space:
         if SYNONYMS.get(key) in TRAIN_KEYS:
             return f"space.{key} is an unknown key (did you mean {SYNONYMS[key]}?)"
+        near = difflib.get_close_matches(key, (*TRAIN_KEYS, IMAGE_SIZE), n=1, cutoff=0.75)
+        if near and near[0] != key:
+            return f"space.{key} is an unknown key (did you mean {near[0]}?)"
     if "variant" in spec.space:
         return "space.variant is given by variants: [tiny, …]"
     for key, domain in spec.space.items():

@@ -159,6 +159,11 @@ def run_training(
                 replay(event, callback)
             ended = is_last(event)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        for callback in callbacks:
+            callback.on_warning(
+                f"stops; the state is written first, which takes up to {STOP_SECONDS:.0f} s "
+                "(Ctrl-C once more does not wait)"
+            )
         with suppress(RayError):
             stops.put(None)
         training.join(timeout=STOP_SECONDS)

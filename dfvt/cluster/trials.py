@@ -270,7 +270,7 @@ def job_of(
         "lr": cfg.optimizer.lr,
         "num_epochs": cfg.runner.max_epochs,
         "batch_size": cfg.data.samples_per_gpu,
-        "image_size": image_size_of(cfg),
+        "image_size": list(image_size_of(cfg)),
         "num_workers": spec.num_workers,
         **sweep.defaults_of(variant).cfg_options,
         **spec.cfg_options,

@@ -30,7 +30,7 @@ from dfvt.data.outlines import Box, Fault, judge_outline
 
 SMALL, MEDIUM = 32**2, 96**2  # where COCO's classes of area begin and end, in pixels
 LARGEST_SIDE = 65_535  # of a JPEG, in pixels
-NOT_TRAINED_ON = re.compile("val|test", re.IGNORECASE)  # in the name of a split
+NOT_TRAINED_ON = re.compile("val|test", re.IGNORECASE)  # in the name of a split or of its folder
 COCO_CLASSES = ("person", "toothbrush", 80)  # the first and the last by their ids, and how many
 OFFICIAL = {  # images and annotations; source: https://cocodataset.org
     "instances_train2017.json": (118_287, 860_001),
@@ -218,7 +218,7 @@ def check_splits(
         if classes != first[1]:
             problems.append(f"{files.annotations}: its categories are not those of {first[0]}: make them so.")
         reports[name] = check_split(content, files.images, decode_images=decode_images, color_type=color_type)
-        is_trained_on = not NOT_TRAINED_ON.search(name)
+        is_trained_on = not NOT_TRAINED_ON.search(f"{name} {files.images.name}")
         verdict = judge_split(files.annotations, reports[name], is_trained_on=is_trained_on, is_coco=is_coco)
         images = [files.images / image.file_name for image in content.images]
         del content  # it may be as large as a gigabyte
@@ -262,7 +262,8 @@ def judge_split(
     elif is_trained_on and not report.num_trained_images:
         problems.append(
             f"{path}: every image with an object is under {SMALLEST_SIDE} pixels wide or high, and such "
-            "images are not trained on: scale the images up."
+            "images are not trained on: scale the images up (a split for validation or test has val or test "
+            "in its name)."
         )
     else:
         warnings += _sentences(path, absent, "classes without objects")

@@ -71,3 +71,25 @@ def num_accumulated_of(cfg: Config) -> int:
     """Iterations that make one update: mmcv's `cumulative_iters`, or the published `update_interval`."""
     section = cfg.get("optimizer_config") or {}
     return int(section.get("cumulative_iters", section.get("update_interval", 1)))
+
+
+def unfinished_warmup(cfg: Config, num_iterations: int, num_epochs: int) -> str | None:
+    """Say that a training ends before the warm-up of its learning rate does, None if it does not.
+
+    The warm-up of a published config takes hundreds of iterations. A small data set has fewer in all, and its
+    detector would learn next to nothing without an error.
+    """
+    schedule = cfg.lr_config
+    if not schedule.get("warmup"):
+        return None
+    by_epoch = schedule.get("warmup_by_epoch", False)
+    length, total, unit = schedule.get("warmup_iters", 0), num_iterations, "iterations"
+    if by_epoch:
+        total, unit = num_epochs, "epochs"
+    if length < total:
+        return None
+    return (
+        f"the warm-up of the learning rate takes {length} {unit}, and the whole training has {total}: the "
+        "learning rate never reaches its value; set lr_config.warmup_iters lower (cfg_options), or train for "
+        "more epochs"
+    )

@@ -42,7 +42,7 @@ from dfvt.engine.resume import (
 )
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.states import StateFiles, read_newest, write_atomically
-from dfvt.engine.support import check_supported
+from dfvt.engine.support import check_supported, unfinished_warmup
 from dfvt.engine.versions import VERSIONS, continued_versions, present_versions
 from dfvt.models.checkpoints import read_checkpoint
 
@@ -145,6 +145,8 @@ def train(
         )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), VERSIONS: versions, **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
+    if sentence := unfinished_warmup(cfg, runner.max_iters, runner.max_epochs):
+        warn(sentence)
     if found:
         if not resumes:
             require_fitting_state(runner, found[1], found[0])

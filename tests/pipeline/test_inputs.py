@@ -64,6 +64,13 @@ def test_data_where_the_experiment_writes_are_refused(project: Path, root: str, 
         check_data_root(Path(root))
 
 
+def test_a_home_that_is_written_as_a_tilde_is_told(project: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.root ~/data is not a directory .*write the whole path"
+    ):
+        check_data_root(Path("~/data"))
+
+
 def test_a_link_to_nothing_is_named_with_a_remedy(project: Path) -> None:
     (project / "data/source/train2017/2.jpg").symlink_to("/nonexistent/2.jpg")
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -185,6 +186,17 @@ def test_results_that_nobody_made_or_kept_are_not_missed(experiment: Experiment)
     assert code == 2, stderr
     assert "Traceback" not in stderr
     assert not (experiment.path / "runs").exists()
+
+
+def test_a_project_that_another_command_works_in_is_a_sentence(experiment: Experiment) -> None:
+    (experiment.path / ".dvc/tmp").mkdir()
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    lock = {"write": {str(experiment.path / "runs"): holder}, "read": {}}
+    (experiment.path / ".dvc/tmp/rwlock").write_text(json.dumps(lock))
+    code, stderr = experiment.run()
+    assert code == 1
+    assert "another `make repro` or command of DVC works in this project" in stderr
+    assert "rwlock" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, Traini
 from dfvt.engine.curves import CurveFiles
 from dfvt.engine.evaluate import evaluate_model
 from dfvt.engine.infer import load_detector
-from dfvt.engine.support import check_supported
+from dfvt.engine.support import check_supported, unfinished_warmup
 from dfvt.engine.train import TrainResult, train
 from dfvt.models.checkpoints import load_fitting_weights, read_checkpoint
 
@@ -231,6 +231,26 @@ def test_a_config_without_a_schedule_is_refused(config: Config) -> None:
     del config._cfg_dict["lr_config"]
     with pytest.raises(ValueError, match="config section 'lr_config' is missing"):
         check_supported(config)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (
+            {"warmup_iters": NUM_STEPS},
+            f"takes {NUM_STEPS} iterations, and the whole training has {NUM_STEPS}: ",
+        ),
+        ({"warmup_iters": 2, "warmup_by_epoch": True}, "takes 2 epochs, and the whole training has 2: "),
+        ({"warmup_iters": NUM_STEPS - 1}, None),
+        ({"warmup_iters": 500, "warmup": None}, None),
+    ],
+)
+def test_a_warmup_that_outlasts_the_training_is_told(
+    config: Config, schedule: dict[str, Any], told: str | None
+) -> None:
+    config.lr_config.update(schedule)
+    sentence = unfinished_warmup(config, NUM_STEPS, 2)
+    assert (sentence is None) if told is None else (told in str(sentence))
 
 
 def test_a_training_tells_names_that_look_misspelt(config: Config, tmp_path: Path) -> None:

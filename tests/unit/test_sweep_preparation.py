@@ -177,6 +177,7 @@ def test_the_plan_says_what_counts_and_how_many_run_at_once(
         num_epochs=4,
         cpus_per_worker=2,
         num_workers=2,
+        image_size=[96, 64],
         images_per_second=0.5,
         cfg_options={"log_config.interval": 8},
     )
@@ -184,7 +185,7 @@ def test_the_plan_says_what_counts_and_how_many_run_at_once(
         "   1  variant=tiny  batch_size=1",
         "   2  variant=tiny  batch_size=2",
         "tiny: num_epochs 4 (spec), batch_size of each trial, lr 0.25 (params.yaml), seed 7 (params.yaml), "
-        "evaluation.interval 2 (params.yaml), log_config.interval 8 (spec); "
+        "image_size 96×64 (spec), evaluation.interval 2 (params.yaml), log_config.interval 8 (spec); "
         "validated every 2 epochs and after the last",
         "a trial has 2 workers with 2 CPUs; 2 at once on this machine (8 CPUs, 0 GPUs)",
         "2 trials, at most 8 epochs of 8 images",

@@ -135,6 +135,8 @@ def test_whole_numbers_end_before_the_upper_end() -> None:
             "space: {learning_rate: {choice: [0.1]}}",
             "space.learning_rate is an unknown key (did you mean lr?)",
         ),
+        ("space: {lrr: {choice: [0.1]}}", "space.lrr is an unknown key (did you mean lr?)"),
+        ("space: {num_epoch: {choice: [3]}}", "space.num_epoch is an unknown key (did you mean num_epochs?)"),
         ("variants: [huge]", "variants is"),
         ("variants: []", "variants is [], but must be a list of tiny, small, base"),
         ("space: {lr: [1, 2]}", "space.lr is [1, 2], but must be one of {choice: […]}"),
