@@ -145,8 +145,8 @@ def train(
         )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), VERSIONS: versions, **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
-    if sentence := unfinished_warmup(cfg, runner.max_iters, runner.max_epochs):
-        warn(sentence)
+    if too_long := unfinished_warmup(cfg, runner.max_iters, runner.max_epochs):
+        warn(too_long)
     if found:
         if not resumes:
             require_fitting_state(runner, found[1], found[0])
