@@ -216,6 +216,11 @@ def problem_of(spec: SweepSpec) -> str | None:
         problem = population_problem_of(spec)
         if problem:
             return problem
+    return space_problem_of(spec)
+
+
+def space_problem_of(spec: SweepSpec) -> str | None:
+    """Say what is wrong with a key, a value or a condition of a spec's space."""
     for key in TRAIN_KEYS:
         whole = int if key != "lr" else int | float
         values = spec.space[key].values if key in spec.space else ()
