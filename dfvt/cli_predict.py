@@ -277,8 +277,8 @@ def _predict_into(
             if name is not None:
                 image = read_picture(path, (prediction.width, prediction.height))
                 draw_prediction(image, prediction, predictor.classes, options.score, partial / name)
+    files.save(out / PREDICTIONS)  # first: the next `predict` then knows all pictures as its own
     replace_pictures(partial, out / PICTURES, earlier)
-    files.save(out / PREDICTIONS)
     print(f"{out}: {num_objects} objects on {len(paths) - unreadable} images")
     if unreadable:
         print(f"dfvt: {unreadable} of {len(paths)} images could not be read", file=sys.stderr)

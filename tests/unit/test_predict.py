@@ -386,6 +386,10 @@ def test_an_interrupted_predict_leaves_what_was_there(
         patch.setattr(PredictionFiles, "add", interrupt)
         assert main([*predict, str(second), *into]) == 130
     assert all(path.read_bytes() == content for path, content in before.items())
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionFiles, "save", interrupt)
+        assert main([*predict, str(second), *into]) == 130
+    assert main([*predict, str(second), *into]) == 0
     assert main([*predict, str(second), *into, "--no-pictures"]) == 0
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
