@@ -86,7 +86,9 @@ def test_the_best_detector_is_the_champion_and_finds_what_its_evaluation_found(
     champion = client.get_model_version_by_alias(registered.name, "champion")
     assert float(champion.tags["bbox_mAP"]) == max(float(version.tags["bbox_mAP"]) for version in versions)
     monkeypatch.chdir(reproduced.path)
-    detector = mlflow.pyfunc.load_model(f"models:/{registered.name}@champion")
+    detector = mlflow.pyfunc.load_model(
+        f"models:/{registered.name}@champion", model_config={"read_paths": True}
+    )
     val = json.loads(Path("data/dataset/shapes/annotations/instances_val2017.json").read_text())
     answers = detector.predict(
         [f"data/dataset/shapes/val2017/{image['file_name']}" for image in val["images"]]
