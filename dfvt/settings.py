@@ -207,8 +207,13 @@ class VariantOverrides(Section):
     lr: LearningRate = None
     num_epochs: OptionalCount = None
     batch_size: OptionalCount = None
-    image_size: ImageSize = None
     cfg_options: CfgOptions = {}
+
+
+class TrialDefaults(VariantOverrides):
+    """What params.yaml trains one variant with where a sweep does not say it."""
+
+    image_size: ImageSize = None
 
 
 class VariantsSettings(Section):
@@ -265,7 +270,7 @@ class TrainSettings(Section):
             lr=common.lr if own.lr is None else own.lr,
             num_epochs=common.num_epochs if own.num_epochs is None else own.num_epochs,
             batch_size=common.batch_size if own.batch_size is None else own.batch_size,
-            image_size=own.image_size or common.image_size,
+            image_size=common.image_size,
             num_workers=common.num_workers,
             use_gpu=common.use_gpu,
             cfg_options={**common.cfg_options, **own.cfg_options},

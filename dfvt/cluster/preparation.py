@@ -14,7 +14,7 @@ from dfvt.cluster.spec import SweepSpec, load_spec
 from dfvt.cluster.trainable import Sweep
 from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config_text import config_text
-from dfvt.settings import Settings, TrainSettings, VariantOverrides, load_settings
+from dfvt.settings import Settings, TrainSettings, TrialDefaults, load_settings
 from dfvt.tracking.addresses import artifact_root, tracking_uri
 from dfvt.tracking.lineage import collect_lineage
 from dfvt.tracking.origin import collect_origin, keeps_changes
@@ -60,7 +60,7 @@ def prepare_sweep(path: Path, project: Path, home: Path | None = None, say: Say 
     require_metric(path, spec)
     configs: dict[str, str] = {
         variant: config_of_variant(
-            variant, dataset, settings, project, home, spec, defaults.get(variant, VariantOverrides())
+            variant, dataset, settings, project, home, spec, defaults.get(variant, TrialDefaults())
         )
         for variant in spec.variants
     }
@@ -98,12 +98,11 @@ def require_metric(path: Path, spec: SweepSpec) -> None:
         raise ValueError(f"{path}: metric {spec.metric} is none of {', '.join(METRIC_NAMES)}")
 
 
-def defaults_of(variants: Iterable[str], train: TrainSettings) -> dict[str, VariantOverrides]:
+def defaults_of(variants: Iterable[str], train: TrainSettings) -> dict[str, TrialDefaults]:
     """Return for each variant what `params.yaml` trains it with."""
-    names = set(VariantOverrides.model_fields)
+    names = set(TrialDefaults.model_fields)
     return {
-        variant: VariantOverrides(**train.for_variant(variant).model_dump(include=names))
-        for variant in variants
+        variant: TrialDefaults(**train.for_variant(variant).model_dump(include=names)) for variant in variants
     }
 
 
@@ -112,7 +111,7 @@ def differing_values(spec: SweepSpec, train: TrainSettings, begun: Begun) -> lis
     fixed = spec.model_fields_set | set(spec.space)
     names: dict[str, None] = {}
     for variant, values in defaults_of(spec.variants, train).items():
-        before = begun.defaults.get(variant, VariantOverrides())
+        before = begun.defaults.get(variant, TrialDefaults())
         for name in ("num_epochs", "batch_size", "lr", "image_size"):
             if name not in fixed and getattr(values, name) != getattr(before, name):
                 names[f"train.{name}"] = None
@@ -149,7 +148,7 @@ def config_of_variant(
     project: Path,
     home: Path,
     spec: SweepSpec,
-    defaults: VariantOverrides,
+    defaults: TrialDefaults,
 ) -> str:
     """Return a variant's config with the data set, the pretrained weights if there are any, and `defaults`.
 

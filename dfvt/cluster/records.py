@@ -19,7 +19,7 @@ from dfvt.cluster.heartbeat import beats, heartbeat
 from dfvt.cluster.spec import SweepSpec, num_trials_of
 from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror, StorageFolder, is_address
-from dfvt.settings import VariantOverrides
+from dfvt.settings import TrialDefaults
 
 # Of a job on a cluster: the folder of data set, weights and sweeps, on a file system that all nodes share;
 # the commit that it was submitted from, as JSON.
@@ -29,7 +29,7 @@ SWEEPS = Path(".dfvt/sweeps")
 SPEC_FILE = "spec.json"
 TRIALS, RECORD = "trials", "trial.json"
 Status = Literal["running", "finished", "stopped", "failed", "interrupted"]
-Defaults = Mapping[str, VariantOverrides]  # for each variant what params.yaml trains it with
+Defaults = Mapping[str, TrialDefaults]  # for each variant what params.yaml trains it with
 DEFAULTS = "defaults"  # their key beside those of the spec
 LOCK_SECONDS = 1.0  # long enough for one who only looks whether a sweep runs
 
@@ -146,7 +146,7 @@ def begun_with(sweep: Mirror) -> Begun | None:
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
     defaults = {
-        name: VariantOverrides.model_validate(values) for name, values in content.get(DEFAULTS, {}).items()
+        name: TrialDefaults.model_validate(values) for name, values in content.get(DEFAULTS, {}).items()
     }
     return Begun(content.get("seed", 0), defaults)
 

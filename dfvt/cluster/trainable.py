@@ -25,7 +25,7 @@ from dfvt.cluster.spaces import TRIAL
 from dfvt.cluster.spec import DRAWN, POPULATION, Assignment, SweepSpec, draw_trials
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.storage import Mirror, StorageFolder
-from dfvt.settings import VariantOverrides
+from dfvt.settings import TrialDefaults
 from dfvt.tracking.addresses import URI
 from dfvt.tracking.origin import Origin
 from dfvt.tracking.store import Store
@@ -85,9 +85,9 @@ class Sweep:
         remote = self.mirror.remote
         return remote and remote / WEIGHTS
 
-    def defaults_of(self, variant: str) -> VariantOverrides:
+    def defaults_of(self, variant: str) -> TrialDefaults:
         """Return what `params.yaml` trains a variant with."""
-        return self.defaults.get(variant, VariantOverrides())
+        return self.defaults.get(variant, TrialDefaults())
 
     def trial(self, trial_id: str, assignment: Assignment) -> Mirror:
         """Where a trial of Tune's is, given with all that it was assigned.

@@ -77,10 +77,6 @@ def test_the_size_of_images_is_a_pair_the_longer_side_first(params: Path) -> Non
     for text, size in (("[320, 256]", (320, 256)), ("[320, 320]", (320, 320)), ("null", None)):
         train = load(params, f"profile: mini\ntrain: {{image_size: {text}}}").train
         assert train.image_size == train.for_variant("tiny").image_size == size
-    own = "profile: mini\ntrain: {image_size: [320, 256], variants: {base: {image_size: [640, 480]}}}"
-    train = load(params, own).train
-    assert train.for_variant("tiny").image_size == (320, 256)
-    assert train.for_variant("base").image_size == (640, 480)
     message = refusal(params, "profile: mini\ntrain: {image_size: [256, 320]}")
     assert message.startswith("train.image_size is [256, 320], whose shorter side is the first, but must be")
 
