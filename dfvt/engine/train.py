@@ -145,8 +145,6 @@ def train(
         )
     meta = {**checkpoint_meta(text, dataset.CLASSES, seed), VERSIONS: versions, **(meta or {})}
     runner = build_runner(cfg, sampler, dataset.CLASSES, device, meta, warn, prepare, is_new=not found)
-    if too_long := unfinished_warmup(cfg, runner.max_iters, runner.max_epochs):
-        warn(too_long)
     if found:
         if not resumes:
             require_fitting_state(runner, found[1], found[0])
@@ -160,6 +158,8 @@ def train(
     num_kept = (cfg.get("checkpoint_config") or {}).get("max_keep_ckpts", 2)
     with closing(StateFiles(work_dir, num_kept, written)) as files:
         register_hooks(runner, cfg, callbacks, files, identity, stop_asked)
+        if too_long := unfinished_warmup(cfg, runner.max_iters, runner.max_epochs):
+            warn(too_long)  # after the hooks, so that a config that cannot be built is the only sentence
         is_new = not resumes and plan.note is None  # else learning rate and batch may rightly be others
         start = TrainingStart(
             runner.iter,
