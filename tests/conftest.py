@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from ruamel.yaml import YAML
 
+settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("any machine")
 ROOT = Path(__file__).parents[1]
 FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
 
