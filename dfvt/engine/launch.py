@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def launch(
 def _reason(said: list[Any], exit_codes: list[int | None]) -> Exception | None:
     """Why processes ended, None if it is not known; `said` is what they had to say.
 
-    When one refuses or is killed the others complain that it left, and are ended by SIGTERM.
+    When one refuses, is killed or has a bug, the others complain that it left, and are ended by SIGTERM.
     """
     for error in said:
         if isinstance(error, ValueError | FileNotFoundError):
@@ -82,7 +83,8 @@ def _reason(said: list[Any], exit_codes: list[int | None]) -> Exception | None:
                 f"process {rank} of {len(exit_codes)} was killed by {signal.Signals(-code).name}, the others "
                 "stopped: see whether memory ran out; the same command goes on from the last state"
             )
-    return next((error for error in said if isinstance(error, RuntimeError)), None)
+    errors = [error for error in said if isinstance(error, Exception)]
+    return min(errors, key=lambda error: isinstance(error, RuntimeError), default=None)  # a bug comes first
 
 
 def _work(
@@ -103,6 +105,9 @@ def _work(
         sys.exit(2)
     except RuntimeError as error:
         outbox.put(RuntimeError(str(error)))  # torch's own may not survive the way
+        raise
+    except Exception:
+        outbox.put(mp.ProcessRaisedException(format_exc(), rank, os.getpid()))
         raise
     if rank == 0:
         outbox.put(result)
