@@ -50,6 +50,7 @@ class Outcome:
 def detector_config() -> str:
     """The text of a config of the smallest detector, to be read as a project's own."""
     from dfvt.engine.config import load_config
+    from dfvt.engine.config_text import config_text
     from tests.unit.conftest import DEBUG_OPTIONS, MINI
 
     cfg = load_config(MINI, {**DEBUG_OPTIONS, **SMALLER})
@@ -58,7 +59,7 @@ def detector_config() -> str:
             if "img_scale" in step:
                 step.img_scale = IMG_SCALE
     cfg.train_pipeline, cfg.test_pipeline, cfg.img_scale = [], [], IMG_SCALE
-    return str(cfg.pretty_text)
+    return config_text(cfg, formatted=False)
 
 
 def make_project(data: DataSet, folder: Path) -> Path:

@@ -6,6 +6,8 @@ torch and mmcv are imported for those who ask for the detector only: that takes 
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,33 @@ DEBUG_OPTIONS = {
     "checkpoint_config.interval": 1,
     "log_config.interval": 2,
 }
+
+
+@pytest.fixture(scope="session")
+def preloaded_forkserver() -> None:
+    """Let processes of the start method `forkserver` begin as copies of one that has imported a training.
+
+    There is one such server a process, so all tests that start processes in this way share what it imports.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the copies have the server's environment
+    multiprocessing.set_forkserver_preload(["dfvt.engine.train", "dfvt.engine.infer", "dfvt.engine.launch"])
+
+
+@pytest.fixture(scope="module")
+def forked_processes(preloaded_forkserver: None) -> Iterator[None]:
+    """Have `torch.multiprocessing.spawn` start copies of a process that has imported a training.
+
+    A new interpreter imports torch and mmdet for seconds, each process of a launch anew. What the processes
+    do, and how they end, is the same. `test_launch.py` starts new interpreters.
+    """
+    import torch.multiprocessing
+
+    def spawn(function: Any, args: Any = (), nprocs: int = 1, join: bool = True) -> Any:
+        return torch.multiprocessing.start_processes(function, args, nprocs, join, start_method="forkserver")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.multiprocessing, "spawn", spawn)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -151,5 +180,7 @@ def checkpoint(config: Config, tmp_path: Path) -> Path:
 @pytest.fixture
 def config_file(config: Config, tmp_path: Path) -> str:
     """A file of the config."""
-    (tmp_path / "config.py").write_text(config.pretty_text)
+    from dfvt.engine.config_text import config_text
+
+    (tmp_path / "config.py").write_text(config_text(config, formatted=False))
     return str(tmp_path / "config.py")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import socket
 from itertools import count
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmcv.runner import HOOKS, Hook
 from dfvt.engine import datasets
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.config import load_config
+from dfvt.engine.config_text import config_text
 from dfvt.engine.datasets import build_coco_dataset
 from dfvt.engine.evaluate import evaluate_model, predict
 from dfvt.engine.hooks import TrainingStopped
@@ -28,6 +28,7 @@ from dfvt.engine.launch import launch
 from dfvt.engine.runner import DetectorRunner
 from dfvt.engine.train import train
 
+pytestmark = pytest.mark.usefixtures("forked_processes")
 WORLD_SIZE = 2
 CPU = torch.device("cpu")
 SHORT = {"runner.max_epochs": 1, "evaluation.interval": 0}
@@ -104,22 +105,21 @@ def work(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(session_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(session_config: Config, forked_processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left that trained, predicted, and trained while one of them saw no objects."""
     folder = tmp_path_factory.mktemp("distributed")
     cfg = copy.deepcopy(session_config)
     cfg.merge_from_dict({"data.samples_per_gpu": 1, "checkpoint_config.interval": 2})
-    (folder / "config.py").write_text(cfg.pretty_text)
+    (folder / "config.py").write_text(config_text(cfg, formatted=False))
 
     cfg.merge_from_dict({"runner.max_epochs": 1, "evaluation.interval": 0})
     cfg.data.train.filter_empty_gt = False
-    (folder / "half_empty0.py").write_text(cfg.pretty_text)
+    (folder / "half_empty0.py").write_text(config_text(cfg, formatted=False))
     content = json.loads(Path(cfg.data.train.ann_file).read_text())
     (folder / "empty.json").write_text(json.dumps({**content, "annotations": []}))
     cfg.data.train.ann_file = str(folder / "empty.json")
-    (folder / "half_empty1.py").write_text(cfg.pretty_text)
+    (folder / "half_empty1.py").write_text(config_text(cfg, formatted=False))
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(work, (free_port(), folder), nprocs=WORLD_SIZE)  # type: ignore[attr-defined]
     return folder
 
@@ -261,7 +261,7 @@ def test_four_processes_of_one_image_train_as_one_process_of_four(config: Config
     for step in config.data.train.pipeline:
         if step.type == "RandomFlip":
             step.flip_ratio = 0.0
-    (tmp_path / "config.py").write_text(config.pretty_text)
+    (tmp_path / "config.py").write_text(config_text(config, formatted=False))
     launch(train_frozen, [CPU], tmp_path / "config.py", tmp_path / "one", 4)
     launch(train_frozen, [CPU] * 4, tmp_path / "config.py", tmp_path / "four", 1)
     one, four = (

@@ -21,6 +21,7 @@ from mmcv import Config
 
 from dfvt.data.coco import describe_dataset
 from dfvt.data.manifest import DatasetManifest
+from dfvt.engine.config_text import config_text
 from dfvt.engine.curves import TRAIN_COLUMNS
 from dfvt.engine.infer import build_bare_detector
 from dfvt.reports import gallery
@@ -160,7 +161,7 @@ def finish_training(cfg: Config) -> None:
     detector: Any = build_bare_detector(cfg)
     detector.init_weights()
     torch.save({"state_dict": detector.state_dict()}, "runs/tiny/checkpoint.pth")
-    Path("runs/tiny/config.py").write_text(cfg.pretty_text)
+    Path("runs/tiny/config.py").write_text(config_text(cfg, formatted=False))
 
 
 def evaluate_and_report(settings: Settings) -> str:

@@ -52,7 +52,9 @@ def average_all(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def averages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
+def averages(
+    forked_processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, list[Tensor]]]:
     folder = tmp_path_factory.mktemp("gradients")
     mp.spawn(average_all, (folder,), nprocs=WORLD_SIZE)  # type: ignore[attr-defined]
     return [torch.load(folder / f"averages{rank}.pth") for rank in range(WORLD_SIZE)]

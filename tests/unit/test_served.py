@@ -31,6 +31,7 @@ from PIL import Image
 import dfvt
 from dfvt.cli import main
 from dfvt.data.manifest import DatasetManifest
+from dfvt.engine.config_text import config_text
 from dfvt.engine.evaluate import predict
 from dfvt.engine.infer import build_bare_detector, load_detector
 from dfvt.engine.served import ServedDetector, _load_pyfunc
@@ -47,7 +48,7 @@ def detector(config: Config, tmp_path: Path) -> Path:
     folder.mkdir()
     torch.manual_seed(0)
     torch.save({"state_dict": build_bare_detector(config).state_dict()}, folder / "checkpoint.pth")
-    (folder / "config.py").write_text(config.pretty_text)
+    (folder / "config.py").write_text(config_text(config, formatted=False))
     return folder
 
 
@@ -396,18 +397,17 @@ def server(logged: tuple[str, str]) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
         while True:
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.poll() is None
             try:
                 if requests.get(f"{address}/ping", timeout=5).ok:
                     break
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 time.sleep(0.3)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait()
 
 
 @pytest.mark.e2e
@@ -415,7 +415,7 @@ def test_it_is_served_over_http_and_bad_input_does_not_end_it(
     server: str, expected: dict[Path, dict[str, Any]]
 ) -> None:
     def ask(body: Any) -> requests.Response:
-        return requests.post(f"{server}/invocations", json=body, timeout=60)
+        return requests.post(f"{server}/invocations", json=body)
 
     texts = {path: base64.b64encode(path.read_bytes()).decode() for path in expected}
     answer = ask({"inputs": list(texts.values())})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from dfvt.engine.launch import launch
 from dfvt.engine.sharing import build_once_a_node
 
+pytestmark = pytest.mark.usefixtures("forked_processes")
 CPU = torch.device("cpu")
 
 
@@ -40,7 +40,6 @@ def refuse(device: torch.device) -> None:
 
 
 def test_one_process_of_those_with_the_same_key_builds(tmp_path: Path) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     launch(share, [CPU] * 3, tmp_path)
     said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert [one["got"]["plain"] for one in said] == [{"made by": 0}] * 3

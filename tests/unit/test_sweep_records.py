@@ -32,9 +32,10 @@ def run_alone(folder: Path) -> str:
         return str(error)
 
 
+@pytest.mark.usefixtures("preloaded_forkserver")
 def test_a_second_process_is_refused_while_the_first_one_runs(tmp_path: Path) -> None:
     folder = tmp_path / "sweeps/a"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as other:
         with one_at_a_time(Mirror(folder)):
             assert "is running already" in other.submit(run_alone, folder).result()
         assert other.submit(run_alone, folder).result() == "ran"

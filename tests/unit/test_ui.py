@@ -49,7 +49,7 @@ def test_a_busy_port_is_a_sentence_that_names_another(project: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         process = start_ui(project, str(other.getsockname()[1]))
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate()
     assert process.returncode == 2
     assert re.fullmatch(
         r"ui: port \d+ is in use .*: choose another one, such as make ui PORT=50\d\d\n", stderr
@@ -69,12 +69,12 @@ def test_it_is_one_server_process_and_names_the_page_of_the_runs(project: Path) 
         assert line.startswith(
             f"ui: {address}/#/experiments/{experiment}/runs?workflowType=machine_learning "
         )
-        with urlopen(address, timeout=60) as page:
+        with urlopen(address) as page:
             assert b"MLflow" in page.read()
         # MLflow's command, and the server that it starts
         assert len(psutil.Process(process.pid).children(recursive=True)) <= 2
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait() == 130
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
