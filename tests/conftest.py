@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
@@ -18,6 +19,12 @@ settings.register_profile("any machine", deadline=None)  # how long an example t
 settings.load_profile("any machine")
 ROOT = Path(__file__).parents[1]
 FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 
 @dataclass(frozen=True)

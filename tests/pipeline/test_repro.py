@@ -83,7 +83,7 @@ class Experiment:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        return process.wait(timeout=60), self.stderr()
+        return process.wait(), self.stderr()
 
     def stderr(self) -> str:
         return (self.path.parent / "stderr").read_text()
@@ -140,7 +140,7 @@ def test_a_stopped_repro_ends_after_its_stage(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(timeout=30) == 128 + number, experiment.stderr()
+    assert process.wait() == 128 + number, experiment.stderr()
     assert "Traceback" not in experiment.stderr()
     assert (experiment.path / "saved").exists(), "the stage has written its state"
     assert live_processes_of_group(process.pid) == []
@@ -172,7 +172,7 @@ def test_a_stage_that_is_stopped_leaves_the_former_results(experiment: Experimen
     experiment.wait_for("started", process)
     assert not (experiment.path / "runs").exists(), "DVC removes it before the stage"
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=30) == 143, experiment.stderr()
+    assert process.wait() == 143, experiment.stderr()
     assert (experiment.path / "runs/checkpoint.pth").read_text() == "trained"
     assert (experiment.path / "score.json").read_text() == "1"
 

@@ -94,7 +94,7 @@ def test_importing_the_package_registers_the_backbone_in_mmdet() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=st.integers(32, 120), width=st.integers(32, 120))
 def test_images_of_every_size_give_maps_that_a_pyramid_merges(height: int, width: int) -> None:
     backbone = narrow_backbone().eval()

@@ -126,7 +126,7 @@ def test_a_missing_file_is_named() -> None:
         read_checkpoint("nowhere/w.pth")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(fraction=st.floats(0, 1, exclude_max=True), zipped=st.booleans())
 def test_a_file_cut_anywhere_is_refused_in_one_sentence(
     tmp_path: Path, fraction: float, zipped: bool
@@ -140,7 +140,7 @@ def test_a_file_cut_anywhere_is_refused_in_one_sentence(
     assert_one_sentence(error, path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(st.binary(max_size=64), st.binary(max_size=64).map(lambda b: b"\x80\x02" + b)))
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "w.pth"

@@ -33,7 +33,7 @@ from dfvt.models.proposals import is_plain_nms
     score_thr=st.sampled_from([0.0, 0.3, 0.9]),
     max_per_img=st.sampled_from([-1, 3, 100]),
 )
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 def test_detections_are_those_of_mmdet(
     seed: int,
     numbers: list[int],
@@ -77,7 +77,7 @@ def test_detections_are_those_of_mmdet(
     width=st.integers(1, 9),
     share=st.sampled_from([0.0, 0.2, 0.8, 1.0]),
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_run_lengths_are_found_where_masks_change(
     seed: int, number: int, height: int, width: int, share: float
 ) -> None:

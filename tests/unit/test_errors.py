@@ -100,7 +100,7 @@ objects = st.tuples(st.sampled_from(list(NAMES)), places, st.integers(0, 2), st.
 found = st.tuples(st.sampled_from(list(NAMES)), places, st.integers(0, 2), st.integers(1, 999))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     truth=st.lists(objects, min_size=1, max_size=10),
     predictions=st.lists(found, min_size=1, max_size=14, unique_by=lambda one: one[3]),

@@ -169,7 +169,7 @@ def scenes(draw: st.DrawFn) -> tuple[Any, list[dict[str, Any]]]:
 
 
 @given(scenes())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_the_numbers_are_those_of_pycocotools_to_the_last_digit(
     scene: tuple[Any, list[dict[str, Any]]],
 ) -> None:

@@ -136,7 +136,7 @@ def test_entries_that_share_their_bytes_are_no_way_around_the_limit(tmp_path: Pa
     assert content_of(tmp_path / "out") == {}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_archive_gives_right_files_or_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

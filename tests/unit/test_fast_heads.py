@@ -142,7 +142,7 @@ def test_what_lies_in_the_padding_is_never_sampled() -> None:
         assert torch.equal(inside, torch.cat(expected))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), numbers=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_boxes_are_reckoned_with_as_in_mmdet(seed: int, numbers: tuple[int, int]) -> None:
     torch.manual_seed(seed)
@@ -156,7 +156,7 @@ def test_boxes_are_reckoned_with_as_in_mmdet(seed: int, numbers: tuple[int, int]
     torch.testing.assert_close(decode(coder, flat, deltas), coder.decode(flat, deltas), rtol=1e-6, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     counts=st.lists(st.integers(0, 12), min_size=1, max_size=3),
@@ -190,7 +190,7 @@ def test_assignments_are_those_of_mmdet(
             assert assigned[index][mask].tolist() == expected.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     assigned=st.lists(st.integers(-1, 3), min_size=1, max_size=40),
     num=st.integers(1, 60),
@@ -225,7 +225,7 @@ def test_every_candidate_is_sampled_equally_often() -> None:
     assert counts[80:].sum() == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), number=st.integers(1, 60), threshold=st.sampled_from([0.3, 0.5, 0.7]))
 def test_greedy_suppression_keeps_what_no_better_box_covers(seed: int, number: int, threshold: float) -> None:
     torch.manual_seed(seed)
@@ -421,7 +421,7 @@ def test_a_batch_without_proposals_learns_from_its_objects() -> None:
     assert losses["loss_bbox"] > 0 and losses["loss_mask"] > 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31), counts=st.tuples(*[st.integers(0, 9)] * 3), num=st.sampled_from([4, 16, 64])
 )

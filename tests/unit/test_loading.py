@@ -39,7 +39,7 @@ def epoch_of(sampler: EpochBatchSampler, epoch: int = 0, start: int = 0) -> list
 
 
 @given(GROUPS, SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_processes_share_the_batches_that_one_process_would_have(
     groups: np.ndarray, seed: int, batch_size: int, world_size: int, epoch: int
 ) -> None:
@@ -52,7 +52,7 @@ def test_processes_share_the_batches_that_one_process_would_have(
 
 
 @given(GROUPS, SEEDS, st.integers(1, 4), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_starting_inside_an_epoch_drops_the_batches_before(
     groups: np.ndarray, seed: int, batch_size: int, data: st.DataObject
 ) -> None:
@@ -63,7 +63,7 @@ def test_starting_inside_an_epoch_drops_the_batches_before(
 
 
 @given(GROUPS, SEEDS, st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_image_occurs_and_every_batch_has_one_orientation(
     groups: np.ndarray, seed: int, batch_size: int
 ) -> None:
@@ -74,7 +74,7 @@ def test_every_image_occurs_and_every_batch_has_one_orientation(
 
 
 @given(GROUPS, SEEDS, st.integers(1, 4), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_augmentation_of_an_image_does_not_depend_on_the_batch_size(
     groups: np.ndarray, seed: int, one: int, other: int
 ) -> None:

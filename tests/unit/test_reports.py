@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
@@ -333,7 +333,6 @@ def test_a_missing_curve_is_named_with_its_stage(project: Path) -> None:
         plot_per_class_ap(project / "evaluations", VARIANTS, project / "ap.png")
 
 
-@settings(deadline=None)  # the first example imports torch
 @given(x=st.integers(0, 50), y=st.integers(0, 40), size=st.integers(4, 30), scale=st.sampled_from([1, 2, 3]))
 def test_pixels_change_in_the_mask_and_the_box_only(x: int, y: int, size: int, scale: int) -> None:
     image = np.zeros((80, 90, 3), np.uint8)

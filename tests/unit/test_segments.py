@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
     agnostic=st.booleans(),
     several_views=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_run_lengths_are_those_of_the_bitmaps(
     seed: int, number: int, height: int, width: int, rescale: bool, agnostic: bool, several_views: bool
 ) -> None:

@@ -272,7 +272,7 @@ nonsense = st.recursive(
 )
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(document=st.dictionaries(sections, nonsense, max_size=4).map(repr) | st.text(max_size=30))
 def test_nonsense_is_either_settings_or_one_sentence(params: Path, document: str) -> None:
     params.write_text(document, encoding="utf-8", errors="replace")

@@ -172,7 +172,7 @@ def test_run_lengths_decode_to_the_mask(mask: list[list[bool]]) -> None:
     assert np.array_equal(decode({"segmentation": segmentation}, *array.shape), array)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**64 - 1), height=st.integers(32, 140), width=st.integers(32, 200))
 def test_every_object_lies_in_its_image_and_can_be_seen(seed: int, height: int, width: int) -> None:
     with TemporaryDirectory() as folder:

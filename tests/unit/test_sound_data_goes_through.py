@@ -22,7 +22,6 @@ NUM_DRAWS = int(
 @given(data=data_sets())
 @settings(
     max_examples=NUM_DRAWS,
-    deadline=None,
     derandomize=True,  # the suite says the same each time
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -102,7 +102,7 @@ space:
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(low=st.floats(1e-6, 1e3), factor=st.floats(1.1, 1e4), seed=st.integers(0, 2**32 - 1))
 def test_draws_lie_in_their_range(low: float, factor: float, seed: int) -> None:
     for kind in ("uniform", "loguniform"):

@@ -457,7 +457,7 @@ def alike(value: Any) -> st.SearchStrategy[Any]:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_called_good_can_be_trained_on(pristine: Path, data: st.DataObject) -> None:
     """Any value of an annotation file is replaced by any other, or is removed."""
     content = json.loads((pristine / VAL_JSON).read_text())
