@@ -16,10 +16,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import Project
+from tests.conftest import PATIENCE, Project
 
 BUCKET = "sweeps"
-START_SECONDS = 90
 
 
 def free_port() -> int:
@@ -45,7 +44,7 @@ def mlflow_server(project: Project, folder: Path, port: int) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 urlopen(f"{address}/health", timeout=5).close()

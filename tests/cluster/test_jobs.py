@@ -64,7 +64,7 @@ def cluster(prepared: Project, ray_folder: Path, tmp_path: Path) -> Iterator[dic
     finally:
         with suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
-        head.wait(30)
+        head.wait()
 
 
 def test_a_sweep_runs_as_a_job(prepared: Project, cluster: dict[str, str], ray_folder: Path) -> None:

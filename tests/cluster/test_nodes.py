@@ -70,7 +70,7 @@ class Nodes:
         )
 
     def finish(self, driver: subprocess.Popen[str]) -> str:
-        output, _ = driver.communicate(timeout=500)
+        output, _ = driver.communicate()
         assert driver.returncode == 0, self.log()
         return output
 
@@ -90,9 +90,8 @@ def nodes(prepared: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]
 
 
 def wait_until(happened: Callable[[], bool], driver: subprocess.Popen[str], nodes: Nodes) -> None:
-    deadline = time.monotonic() + 300
     while not happened():
-        assert driver.poll() is None and time.monotonic() < deadline, nodes.log()
+        assert driver.poll() is None, nodes.log()
         time.sleep(0.2)
 
 
@@ -194,7 +193,7 @@ def test_whom_trials_ask_is_lost_with_no_node_but_the_drivers() -> None:
         asked = [
             actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in actors
         ]
-        assert set(ray.get(asked, timeout=120)) == {ray.get_runtime_context().get_node_id()}
+        assert set(ray.get(asked)) == {ray.get_runtime_context().get_node_id()}
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -214,20 +213,18 @@ def start_server(project: Project, port: int) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return server
         except OSError:
             assert server.poll() is None, (project.path / "server.log").read_text()
             time.sleep(0.5)
-    raise AssertionError((project.path / "server.log").read_text())
 
 
 def kill(server: subprocess.Popen[str]) -> None:
     os.killpg(server.pid, signal.SIGKILL)
-    server.wait(30)
+    server.wait()
 
 
 @pytest.mark.slow

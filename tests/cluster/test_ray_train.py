@@ -40,7 +40,7 @@ def cluster(prepared: Project, tmp_path: Path) -> Iterator[dict[str, str]]:
         yield {"RAY_ADDRESS": address[1], **TOKEN}
     finally:
         os.killpg(head.pid, signal.SIGKILL)  # asked to stop after a training, it took more than 30 s
-        head.wait(30)
+        head.wait()
         log.close()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models import build_backbone
 
 from dfvt.engine.config import load_config
-from dfvt.engine.infer import build_bare_detector
 from tests.conftest import ROOT, Project
 
 COCO128 = Path(os.environ.get("DFVT_COCO128", ROOT.parent / "shared/coco128"))
@@ -29,7 +29,7 @@ def released_backbones(tmp_path: Path) -> Path:
     folder.mkdir()
     for variant in ("tiny", "small", "base"):
         cfg = load_config(ROOT / f"configs/DFvT/maskrcnn_DFvT_{variant}_1x_coco.py")
-        backbone = build_bare_detector(cfg).backbone
+        backbone = build_backbone(cfg.model.backbone)
         weights = {"state_dict": {f"module.{name}": value for name, value in backbone.state_dict().items()}}
         torch.save(weights, folder / f"DFvT_{variant}_coco_pretrained.pth")
     return folder

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import psutil
@@ -15,9 +15,10 @@ import pytest
 from mlflow import MlflowClient
 
 from dfvt.models.checkpoints import read_checkpoint
-from tests.conftest import Project
+from tests.conftest import PATIENCE, Project
 
 pytestmark = pytest.mark.e2e
+NUM_EPOCHS, EPOCH = 12, 6  # iterations of an epoch
 
 
 def start_training(project: Project) -> subprocess.Popen[str]:
@@ -35,16 +36,11 @@ def start_training(project: Project) -> subprocess.Popen[str]:
 
 
 def wait_for_state(project: Project, process: subprocess.Popen[str]) -> Path:
-    """Wait until the training has written a state that can be resumed."""
-    while process.poll() is None:
-        states = list((project.path / ".dfvt/train").glob("tiny-*/latest.pth"))
-        if states:
-            return states[0].parent
-        try:
-            process.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError(f"the training ended early: {process.stderr.read() if process.stderr else ''}")
+    """Wait until the training has written a state that can be resumed; returns its folder."""
+    while not (states := list((project.path / ".dfvt/train").glob("tiny-*/latest.pth"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return states[0].parent
 
 
 def processes_of(project: Project) -> list[psutil.Process]:
@@ -55,13 +51,14 @@ def processes_of(project: Project) -> list[psutil.Process]:
             environment = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-        if environment.get("PYTHONPATH") == str(project.path) and process.pid != os.getpid():
+        code = environment.get("PYTHONPATH", "").split(os.pathsep)[0]  # see Project.environment
+        if code == str(project.path) and process.pid != os.getpid():
             found.append(process)
     return found
 
 
 def assert_no_processes(project: Project) -> None:
-    _, alive = psutil.wait_procs(processes_of(project), timeout=20)
+    _, alive = psutil.wait_procs(processes_of(project), timeout=PATIENCE)
     assert [process.cmdline() for process in alive] == []
 
 
@@ -84,45 +81,56 @@ def long_project(prepared: Project) -> Project:
     return prepared
 
 
-# Ctrl-C reaches every process of the job, `kill` and the end of a container the first one only.
-@pytest.mark.parametrize(("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
-def test_stopped_in_the_middle_it_carries_on(
-    long_project: Project, send: Callable[[int, int], None], number: signal.Signals
-) -> None:
-    process = start_training(long_project)
-    state = wait_for_state(long_project, process)
-    run_id = json.loads((state / "run.json").read_text())["mlflow_run_id"]
-    send(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
+def wait_for_iterations(state: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the training has gone on from its state."""
+    before = len(steps_of(state))
+    while len(steps_of(state)) <= before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Return the iterations whose losses stand in a training's file."""
+    return [int(line.split(",")[0]) for line in (folder / "curve.csv").read_text().split()[1:]]
+
+
+def assert_stopped(project: Project, process: subprocess.Popen[str], state: Path, number: int) -> None:
+    """Its last iteration was kept, it has said no more than a sentence, and no process of it is left."""
+    _, stderr = process.communicate()
     assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
-    assert_no_processes(long_project)
-    assert not (long_project.path / "runs/tiny").exists()
-    told = (state / "curve.csv").read_text().split()[-1].split(",")[0]
-    assert read_checkpoint(state / "latest.pth")["meta"]["iter"] == int(told), "its last step was kept"
-
-    result = long_project.repro("train@tiny")
-    assert result.returncode == 0, result.stderr
-    assert "train@tiny: continues after step" in result.stderr
-    noted = json.loads((long_project.path / "runs/tiny/run.json").read_text())
-    assert noted["mlflow_run_id"] == run_id
-    assert_no_processes(long_project)
-    steps = [
-        line.split(",")[0] for line in (long_project.path / "runs/tiny/curve.csv").read_text().split()[1:]
-    ]
-    assert steps == [str(step) for step in range(1, 12 * 6 + 1)]
-    assert_each_point_once(long_project)
+    assert_no_processes(project)
+    assert not (project.path / "runs/tiny").exists()
+    assert read_checkpoint(state / "latest.pth")["meta"]["iter"] == steps_of(state)[-1]
 
 
-def test_killed_outright_it_leaves_no_ray_and_carries_on(long_project: Project) -> None:
-    process = start_training(long_project)
-    wait_for_state(long_project, process)
-    stage = next(p for p in processes_of(long_project) if p.cmdline()[2:4] == ["pipelines", "train"])
+def test_stopped_in_the_middle_three_times_it_carries_on(prepared: Project) -> None:
+    """By Ctrl-C, which reaches every process of the job; by `kill`, which reaches the first; by a crash."""
+    prepared.set_params(train__num_epochs=NUM_EPOCHS)
+    process = start_training(prepared)
+    state = wait_for_state(prepared, process)
+    run_id = json.loads((state / "run.json").read_text())["mlflow_run_id"]
+    os.killpg(process.pid, signal.SIGINT)
+    assert_stopped(prepared, process, state, signal.SIGINT)
+
+    process = start_training(prepared)
+    wait_for_iterations(state, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert_stopped(prepared, process, state, signal.SIGTERM)
+
+    process = start_training(prepared)
+    wait_for_iterations(state, process)
+    (stage,) = (one for one in processes_of(prepared) if one.cmdline()[2:4] == ["pipelines", "train"])
     stage.kill()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert_no_processes(long_project)
-    result = long_project.repro("train@tiny")
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + signal.SIGKILL, stderr
+    assert_no_processes(prepared)
+
+    result = prepared.repro("train@tiny")
     assert result.returncode == 0, result.stderr
     assert "train@tiny: continues after step" in result.stderr
-    assert_each_point_once(long_project)
+    assert_no_processes(prepared)
+    noted = json.loads((prepared.path / "runs/tiny/run.json").read_text())
+    assert noted["mlflow_run_id"] == run_id
+    assert steps_of(prepared.path / "runs/tiny") == list(range(1, NUM_EPOCHS * EPOCH + 1))
+    assert_each_point_once(prepared)
