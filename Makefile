@@ -25,11 +25,14 @@ setup:  ## make .venv with everything in it
 repro: setup  ## run the experiment of params.yaml, as far as anything changed
 	@exec .venv/bin/python -m pipelines repro $(ARGS)
 
+# A process a processor, up to four: a single one starts the clusters and experiments, which takes longest.
+PYTEST = .venv/bin/python -m pytest -n logical --maxprocesses 4
+
 test: setup  ## run the tests; ARGS='-k name' chooses
-	@exec .venv/bin/python -m pytest -m 'not slow' $(ARGS)
+	@exec $(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: setup  ## run the slow tests too
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@exec $(PYTEST) $(ARGS)
 
 ui: setup  ## serve MLflow on 127.0.0.1; PORT=5000
 	@exec .venv/bin/python -m pipelines ui --port '$(PORT)'

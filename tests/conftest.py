@@ -1,4 +1,7 @@
-"""A copy of the project at a path with spaces, with an experiment that takes seconds, not minutes."""
+"""Who runs which tests, and a copy of the project with an experiment that takes seconds, not minutes.
+
+The copy lies at a path with spaces.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-from hypothesis import settings
 from ruamel.yaml import YAML
 
-settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing here
-settings.load_profile("any machine")
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
 ROOT = Path(__file__).parents[1]
+WHOLE_MACHINE = ("tests/cluster/", "tests/e2e/", "tests/gpu/")  # Ray, a whole experiment, a GPU
 PATIENCE = 600  # seconds for what takes a few: other programs may have the processors meanwhile
 FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
 
@@ -26,6 +31,22 @@ hypothesis.settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("busy machine")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Give a worker whole modules, and one worker all tests that need the whole machine.
+
+    Two clusters or experiments at once would need twice the memory, and each would take twice as long. Those
+    tests come first, so that the other workers have the unit tests meanwhile.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneClusterAtATime(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "whole machine" if nodeid.startswith(WHOLE_MACHINE) else super()._split_scope(nodeid)
+
+    return OneClusterAtATime(config, log) if config.option.dist == "loadscope" else None
 
 
 @dataclass(frozen=True)
