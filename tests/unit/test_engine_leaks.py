@@ -15,12 +15,14 @@ NUM_STEPS, SETTLED = 200, 80
 
 
 class Footprint(Callback):
-    """Python's objects, the process's memory, open files and threads after iterations."""
+    """Python's objects, the process's memory, open files and threads after iterations, once they settled."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, int, int, int, int]] = []
 
     def on_step(self, record: StepRecord) -> None:
+        if record.step < SETTLED:
+            return
         gc.collect()
         process = psutil.Process()
         self.rows.append(
@@ -45,10 +47,9 @@ def test_200_iterations_leak_nothing(config: Config, tmp_path: Path) -> None:
     )
     footprint = Footprint()
     train(config, tmp_path, callbacks=[footprint])
-    settled = [row for row in footprint.rows if row[0] >= SETTLED]
-    assert settled[-1][0] == NUM_STEPS
-    half = len(settled) // 2
-    first, second = settled[:half], settled[half:]
+    assert footprint.rows[-1][0] == NUM_STEPS
+    half = len(footprint.rows) // 2
+    first, second = footprint.rows[:half], footprint.rows[half:]
     num_objects, resident = (
         min(row[column] for row in second) - max(row[column] for row in first) for column in (1, 2)
     )
