@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
-import time
 from pathlib import Path
 
 import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
+from dfvt.engine.plain import load_plain_config
 from dfvt.reports.results import AP_KEYS
 from tests.conftest import Project
 
@@ -127,30 +128,35 @@ def test_with_nothing_changed_nothing_runs(reproduced: Project, command: list[st
 
 
 def test_finding_that_nothing_changed_takes_seconds(reproduced: Project) -> None:
-    times = []
-    for _ in range(3):  # the best of three: other programs may be busy meanwhile
-        started = time.monotonic()
-        reproduced.run("dvc", "repro")
-        times.append(time.monotonic() - started)
-    assert min(times) < 5, times
+    """Of the processor, which is as long on a quiet machine and on a busy one."""
+    before = seconds_of_processes()
+    assert reproduced.run("dvc", "repro").returncode == 0
+    assert seconds_of_processes() - before < 5
 
 
-def test_a_variants_parameter_reruns_that_variant_and_the_report_only(reproduced: Project) -> None:
-    reproduced.set_params(train__variants__small={"lr": 2e-4})
-    result = reproduced.repro()
-    assert result.returncode == 0, result.stderr
-    assert stages_run(result.stdout + result.stderr) == ["train@small", "evaluate@small", "report"]
+def seconds_of_processes() -> float:
+    """Return the processor time of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def test_the_same_seed_gives_the_same_numbers_again(reproduced: Project) -> None:
+def test_a_variants_parameter_reruns_that_variant_alone_and_the_same_seed_gives_the_same_numbers(
+    reproduced: Project,
+) -> None:
     files = [reproduced.path / "metrics/evaluate_tiny.json", reproduced.path / "runs/tiny/val.csv"]
     before = [file.read_text() for file in files]
-    client_runs = json.loads((reproduced.path / "runs/tiny/run.json").read_text())["mlflow_run_id"]
-    # dvc's run cache would restore the results: without its options a stage runs again only by force.
-    result = reproduced.run("dvc", "repro", "--force", "--single-item", "train@tiny", "evaluate@tiny")
+    run_id = run_of_tiny(reproduced)
+    config = load_plain_config(reproduced.path / "runs/tiny/config.py")
+    reproduced.set_params(train__variants__tiny={"lr": config["optimizer"]["lr"]})  # what it was without
+    result = reproduced.repro()
     assert result.returncode == 0, result.stderr
+    assert stages_run(result.stdout + result.stderr) == ["train@tiny", "evaluate@tiny", "report"]
     assert [file.read_text() for file in files] == before
-    assert json.loads((reproduced.path / "runs/tiny/run.json").read_text())["mlflow_run_id"] != client_runs
+    assert run_of_tiny(reproduced) != run_id
+
+
+def run_of_tiny(project: Project) -> str:
+    return str(json.loads((project.path / "runs/tiny/run.json").read_text())["mlflow_run_id"])
 
 
 def test_dvc_compares_and_experiments(reproduced: Project) -> None:
