@@ -32,10 +32,11 @@ Commands = _SubParsersAction  # what `add_subparsers` makes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
     escape_unencodable()
-    # OpenMP's threads soon wait asleep, see pipelines.stage. The parser imports torch, which reads it.
+    # OpenMP's threads soon wait asleep, see pipelines.stage. Commands import torch, which reads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    options = _parse(arguments)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    quiet_libraries()
+    options = _parse(arguments)
     try:
         return options.run(options) or 0
     except (ValueError, FileNotFoundError) as error:
@@ -61,7 +62,35 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.words = [*options.words, *rest]
+    if getattr(options, "cfg_options", None):
+        options.cfg_options = _values_of(options.cfg_options, options.parser)
     return options
+
+
+def _values_of(texts: Sequence[str], parser: ArgumentParser) -> dict[str, Any]:
+    """Read the texts `KEY=VALUE` of `--cfg-options` as mmcv does; a mistake ends the process with a sentence.
+
+    They are read when all other arguments are right: help and wrong usage do not wait for mmcv, which imports
+    torch.
+
+    Args:
+        texts: what stands after the option.
+        parser: that of the command.
+
+    Returns:
+        The value of each dotted key.
+    """
+    for text in texts:
+        if "=" not in text:
+            parser.error(f"--cfg-options {text}: it needs a value, KEY=VALUE")
+    from mmcv import DictAction
+
+    values = Namespace()
+    try:
+        DictAction(["--cfg-options"], "values")(parser, values, texts)
+    except AssertionError as error:  # unbalanced brackets
+        parser.error(f"--cfg-options {' '.join(texts)}: {error}")
+    return values.values
 
 
 def _fail(error: Exception, exit_code: int, *, debug: bool) -> int:
@@ -72,7 +101,6 @@ def _fail(error: Exception, exit_code: int, *, debug: bool) -> int:
 
 
 def _parser() -> ArgumentParser:
-    quiet_libraries()
     parser = ArgumentParser(prog="dfvt", description="Train, test and measure DFvT detectors.")
     parser.add_argument("--version", action="version", version=f"dfvt {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -164,28 +192,11 @@ def _add_profile(commands: Commands) -> None:
 
 def _config_command(commands: Commands, name: str, summary: str, work_dir: str) -> ArgumentParser:
     """A command about a detector's config."""
-    from mmcv import DictAction
-
-    class Options(DictAction):
-        """mmcv's, which shows a traceback for an option without a value or with half a bracket."""
-
-        def __call__(
-            self, parser: ArgumentParser, namespace: Namespace, values: list[str], *rest: Any
-        ) -> None:
-            for value in values:
-                if "=" not in value:
-                    parser.error(f"--cfg-options {value}: it needs a value, KEY=VALUE")
-            try:
-                super().__call__(parser, namespace, values, *rest)
-            except AssertionError as error:  # unbalanced brackets
-                parser.error(f"--cfg-options {' '.join(values)}: {error}")
-
     made = commands.add_parser(name, help=summary, description=summary)
     made.add_argument("config", type=Path, metavar="CONFIG", help="an mmdet config file")
     made.add_argument(
         "--cfg-options",
         nargs="+",
-        action=Options,
         default={},
         metavar="KEY=VALUE",
         help="config keys to change, as model.backbone.drop_path_rate=0.2",
@@ -198,6 +209,7 @@ def _config_command(commands: Commands, name: str, summary: str, work_dir: str) 
     )
     made.add_argument("--work-dir", type=Path, metavar="DIR", help=work_dir)
     made.add_argument("--debug", action="store_true", help="show where an error comes from")
+    made.set_defaults(parser=made)
     return made
 
 

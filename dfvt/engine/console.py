@@ -7,10 +7,15 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
+
+from wrapt import register_post_import_hook
 
 
 def quiet_libraries() -> None:
-    """Silences what tells a user nothing. Called by entry points, before they import anything of mmcv.
+    """Silence what tells a user nothing. Called by entry points, before they import anything of mmcv.
+
+    This function imports none of these libraries: not every command needs them, and they take seconds.
 
     These are mmcv's notice of its next major version and its list of every initialised weight, mmdet's that
     there is a newer word for `pretrained`, and torch's notices that a CUDA toolkit is there and a GPU is not,
@@ -20,9 +25,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="DeprecationWarning: pretrained is deprecated")
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from mmcv.utils import get_logger
+    register_post_import_hook(_quiet_mmcv, "mmcv.utils")
 
-    get_logger("mmcv").setLevel(logging.WARNING)  # its own argument counts for a new logger only
+
+def _quiet_mmcv(utils: ModuleType) -> None:
+    utils.get_logger("mmcv").setLevel(logging.WARNING)  # its own argument counts for a new logger only
 
 
 @contextlib.contextmanager

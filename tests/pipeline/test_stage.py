@@ -88,7 +88,7 @@ for module in pkgutil.iter_modules(pipelines.__path__):
     importlib.import_module(f"pipelines.{module.name}")
 print("stages are imported", flush=True)
 from dfvt.cli import main
-main(["--version"])
+main(["profile", "absent.py", "--cfg-options", "a=1"])
 """
 
 
@@ -98,7 +98,8 @@ def test_openmp_is_set_before_torch_is_imported() -> None:
     result = subprocess.run(
         [sys.executable, "-c", OPENMP], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert result.stdout.splitlines()[:2] == ["stages are imported", "torch 10000"], result
+    assert result.stdout.splitlines() == ["stages are imported", "torch 10000"], result
+    assert "config absent.py does not exist" in result.stderr
 
 
 def test_the_work_of_a_stage_has_openmps_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
