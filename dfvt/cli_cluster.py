@@ -172,7 +172,7 @@ def _submit_sweep(spec: Path, home: Path) -> None:
 
 def _show_sweep(what: str, name: str, out: Path | None) -> None:
     from dfvt.cluster.records import SWEEPS, load_sweep
-    from dfvt.reports.sweep import failure_lines, results_text, status_line, write_results
+    from dfvt.reports.sweep import failure_lines, results_text, status_line
 
     sweep = load_sweep(_home(), name)
     print(f"{sweep.name}: {status_line(sweep.trials, sweep.num_trials)}", file=sys.stderr)
@@ -180,6 +180,8 @@ def _show_sweep(what: str, name: str, out: Path | None) -> None:
     for line in failure_lines(sweep.trials):
         print(line, file=sys.stderr)
     if what == "results":
+        from dfvt.reports.sweep_results import write_results
+
         out = out or _home() / SWEEPS / sweep.name / "results"
         for file in write_results(sweep.trials, sweep.metric, sweep.mode, out):
             print(f"written: {file}", file=sys.stderr)

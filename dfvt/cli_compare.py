@@ -111,7 +111,6 @@ def _compare(options: Namespace) -> int:
         missed,
         require_tolerance,
         rows_of,
-        save_comparison,
     )
     from dfvt.tracking.runs import SWEEP_RUN
 
@@ -146,6 +145,8 @@ def _compare(options: Namespace) -> int:
     if not any(run.tags.get("dfvt.profile") == COMPARABLE for run in runs):
         print(f"\nNot beside the published results: those are of profile {COMPARABLE}.")
     if options.out:
+        from dfvt.reports.compare_page import save_comparison
+
         files = save_comparison(rows_by_data, _config_differences(uri, runs), options.out)
         print(f"\nwritten: {', '.join(map(str, files))}")
     if options.gate is None:

@@ -98,7 +98,7 @@ def _check(options: Namespace) -> int:
 
     from dfvt.data.files import require_folder, write_whole
     from dfvt.data.validation import check_splits
-    from dfvt.reports.dataset import count_rows, save_dataset_page, verdict_of
+    from dfvt.reports.dataset import count_rows, verdict_of
 
     if options.out:
         require_folder(options.out)
@@ -115,6 +115,8 @@ def _check(options: Namespace) -> int:
         for line in lines:
             print(f"{kind}: {line}")
     if options.out:
+        from dfvt.reports.dataset_page import save_dataset_page
+
         # not pydantic's own JSON, which refuses names of files that are not UTF-8
         write_whole(options.out / "validation.json", json.dumps(report.model_dump(), indent=2) + "\n")
         save_dataset_page(report, str(options.folder), options.out / "validation.html")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dfvt.data.manifest import DatasetManifest
 from dfvt.data.validation import validate_dataset
-from dfvt.reports.dataset import save_dataset_page
+from dfvt.reports.dataset_page import save_dataset_page
 from dfvt.reports.labels import missing_font_warning
 from dfvt.settings import Settings
 from pipelines.stage import DATASET_MANIFEST, run_stage

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from dfvt.reports.labels import font_families, label_of, quiet_about_glyphs
+from dfvt.reports.figures import VARIANT_COLOURS, draw_legend, figure_style, save_figure
+from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED
+from dfvt.reports.tables import require_output
 
-# Okabe and Ito's palette, told apart with every common colour blindness.
-VARIANT_COLOURS = {"tiny": "#0072B2", "small": "#E69F00", "base": "#009E73"}
 LOSSES = {
     "loss": "total loss",
     "loss_rpn_cls": "RPN classification loss",
@@ -27,35 +23,9 @@ LOSSES = {
     "loss_mask": "mask loss",
 }
 IOU_TYPES = {"bbox": "box", "segm": "mask"}
-STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "grid.color": "#E5E5E5",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-}
-DPI = 150
 MAX_SIDE = 400.0  # inches; matplotlib draws at most 2¹⁶ pixels
 # Numbers that are undefined are empty; earlier versions wrote COCO's −1, or NaN.
 UNDEFINED_CELLS = ("", "nan", "NaN")
-
-
-@contextmanager
-def figure_style(texts: Iterable[str] = (), changes: Mapping[Any, Any] | None = None) -> Iterator[None]:
-    """Draw in the body as all figures of the reports look.
-
-    Args:
-        texts: the fonts must have their characters.
-        changes: settings of matplotlib that the figure has in place of those of `STYLE`.
-    """
-    with rc_context({**STYLE, "font.family": font_families(texts), **(changes or {})}):
-        yield
 
 
 def plot_learning_curves(runs: Path, variants: Sequence[str], path: Path) -> None:
@@ -179,13 +149,6 @@ def plot_per_class_ap(evaluations: Path, variants: Sequence[str], path: Path) ->
         save_figure(figure, path)
 
 
-def require_output(path: Path, stage: str) -> Path:
-    """Return `path`, an output of the DVC stage `stage`, or say which stage makes it (FileNotFoundError)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: run `dvc repro {stage}`, which writes it")
-    return path
-
-
 def read_table(
     path: Path,
     stage: str,
@@ -229,16 +192,6 @@ def read_table(
         ) from error
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the PNG under its final name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    with quiet_about_glyphs():
-        # Without the version of matplotlib in it the file depends on its inputs alone.
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
-    partial.replace(path)
-
-
 def evaluated_types(tables: Iterable[pd.DataFrame]) -> list[str]:
     """Return the IoU types that any of the tables has rows of, in the order of `IOU_TYPES`."""
     present = {name for table in tables for name in table["iou_type"]}
@@ -248,10 +201,3 @@ def evaluated_types(tables: Iterable[pd.DataFrame]) -> list[str]:
 def defined(values: pd.Series) -> pd.Series:
     """The values; the −1 with which COCO marks an undefined value becomes NaN, which is not drawn."""
     return values.where(values >= 0)
-
-
-def draw_legend(figure: Figure, ax: Axes) -> None:
-    """A legend of what is drawn in one of a figure's axes, above all of them."""
-    handles, labels = ax.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

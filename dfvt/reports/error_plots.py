@@ -8,16 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dfvt.reports.curves import (
-    IOU_TYPES,
-    VARIANT_COLOURS,
-    draw_legend,
-    evaluated_types,
-    figure_style,
-    read_table,
-    save_figure,
-)
+from dfvt.reports.curves import IOU_TYPES, evaluated_types, read_table
 from dfvt.reports.errors import KINDS, NO_OBJECT, NOT_FOUND
+from dfvt.reports.figures import VARIANT_COLOURS, draw_legend, figure_style, save_figure
 from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED
 

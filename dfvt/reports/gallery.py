@@ -21,10 +21,11 @@ from pycocotools.coco import COCO
 
 from dfvt.data.files import write_whole
 from dfvt.data.images import read_picture
-from dfvt.reports.curves import DPI, require_output, save_figure
 from dfvt.reports.drawing import Warn, optional_picture
+from dfvt.reports.figures import DPI, save_figure
 from dfvt.reports.labels import font_file, label_of
 from dfvt.reports.published import PUBLISHED
+from dfvt.reports.tables import require_output
 
 # Okabe and Ito's palette without black and blue, on which the black labels cannot be read. It starts again
 # after six classes.

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from typing import TYPE_CHECKING
 
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
 DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
 REGULAR = 400  # the weight of a font
@@ -91,6 +92,8 @@ def _other_families() -> list[str]:
 
     matplotlib keeps a list of the fonts that were installed when it first ran, so newer ones are added here.
     """
+    from matplotlib import font_manager
+
     listed = {entry.fname for entry in font_manager.fontManager.ttflist}
     for file in set(font_manager.findSystemFonts()) - listed:
         with suppress(OSError, RuntimeError):  # a damaged font file of the machine is not this program's
@@ -102,9 +105,11 @@ def _other_families() -> list[str]:
 
 def _file_of(family: str) -> str:
     """The upright file of a family whose weight is the nearest to regular."""
+    from matplotlib import font_manager
+
     entries = [entry for entry in font_manager.fontManager.ttflist if entry.name == family]
 
-    def place(entry: font_manager.FontEntry) -> tuple[bool, int, str]:
+    def place(entry: FontEntry) -> tuple[bool, int, str]:
         weight = entry.weight if isinstance(entry.weight, int) else font_manager.weight_dict[entry.weight]
         return entry.style != "normal", abs(weight - REGULAR), entry.fname
 
@@ -114,6 +119,8 @@ def _file_of(family: str) -> str:
 @cache
 def _characters_of(file: str) -> frozenset[int]:
     """The characters of a font; none of a font that cannot be drawn in any size (emoji made of pixels)."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         font = FT2Font(file)
     except (OSError, RuntimeError):

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from dfvt.data.files import write_whole
 from dfvt.reports.labels import quiet_about_glyphs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 JPEG_QUALITY = 88
 LARGEST_PICTURE = 640  # pixels
@@ -65,6 +67,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def drawing(figure: Figure) -> str:
     """A figure as SVG, which depends on nothing but what it shows."""
+    from matplotlib import rc_context
+
     file = io.StringIO()
     with rc_context({"svg.hashsalt": "dfvt"}), quiet_about_glyphs():
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, create_model
 
 from dfvt.data.manifest import DataReference, DatasetManifest
-from dfvt.reports.curves import require_output
 from dfvt.reports.published import COUNTED_INPUT_SHAPE, PUBLISHED, SOURCE
+from dfvt.reports.tables import UNDEFINED, markdown_table, require_output, shown_map
 
 FIGURES = {
     "predictions.png": "Predictions on validation images",
@@ -20,7 +20,6 @@ FIGURES = {
     "per_class_ap.png": "AP per class",
     "errors.png": "What errors cost",
 }
-UNDEFINED = "\N{EN DASH}"
 
 AP_SUFFIXES = ("", "_50", "_75", "_s", "_m", "_l")
 AP_KEYS = {kind: [f"{kind}_mAP{suffix}" for suffix in AP_SUFFIXES] for kind in ("bbox", "segm")}
@@ -241,22 +240,10 @@ def _run_table(results: Sequence[DetectorResult]) -> str:
     )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A Markdown table; the columns after the first `text_columns` hold numbers, aligned to the right."""
-    escaped = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *escaped))
-
-
 def _figures(report: Path, *names: str) -> list[str]:
     """The figures that were drawn; the stage has said why another one was not."""
     there = [name for name in names if (report.parent / "figures" / name).is_file()]
     return [f"![{FIGURES[name]}](figures/{name})" for name in there]
-
-
-def shown_map(value: float | None, digits: int = 3) -> str:
-    """An mAP for people: a fraction of 0 to 1, or a dash where it is undefined (COCO's −1)."""
-    return UNDEFINED if value is None or not value >= 0 else f"{value:.{digits}f}"
 
 
 def _giga(flops: float) -> str:

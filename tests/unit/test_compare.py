@@ -18,16 +18,13 @@ from dfvt.cli import main
 from dfvt.reports.compare import (
     by_data_set,
     config_differences,
-    draw_pareto,
     markdown,
     missed,
-    pareto_front,
     require_tolerance,
     rows_of,
-    save_comparison,
     table_of,
-    write_csv,
 )
+from dfvt.reports.compare_page import draw_pareto, pareto_front, save_comparison, write_csv
 from dfvt.tracking.mlflow import RunRecorder
 from dfvt.tracking.runs import RunInfo, choose_runs, list_runs, matches
 
@@ -210,7 +207,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_tables(
     def refuse(rows: Any) -> None:
         raise RuntimeError("no canvas")
 
-    monkeypatch.setattr("dfvt.reports.compare.draw_pareto", refuse)
+    monkeypatch.setattr("dfvt.reports.compare_page.draw_pareto", refuse)
     files = save_comparison({"mini": rows_of([run(metrics={"flops": 3e9})])}, {}, tmp_path)
     assert [file.name for file in files] == ["compare.html", "compare.md", "compare.csv"]
     assert all(file.is_file() for file in files)

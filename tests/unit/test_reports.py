@@ -20,10 +20,11 @@ from pycocotools import mask as rle
 
 from dfvt.data.manifest import DatasetManifest
 from dfvt.reports import curves, labels
-from dfvt.reports.curves import DPI, LOSSES, plot_learning_curves, plot_per_class_ap, plot_precision_recall
+from dfvt.reports.curves import LOSSES, plot_learning_curves, plot_per_class_ap, plot_precision_recall
 from dfvt.reports.drawing import optional_picture
 from dfvt.reports.error_plots import plot_confusion, plot_errors
 from dfvt.reports.errors import write_table
+from dfvt.reports.figures import DPI, figure_style
 from dfvt.reports.gallery import (
     choose_instances,
     draw_gallery,
@@ -36,7 +37,8 @@ from dfvt.reports.gallery import (
 )
 from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED
-from dfvt.reports.results import AP_KEYS, FIGURES, markdown_table, write_results
+from dfvt.reports.results import AP_KEYS, FIGURES, write_results
+from dfvt.reports.tables import markdown_table
 
 VARIANTS = ("tiny", "small", "base")
 HEIGHT, WIDTH = 32, 40
@@ -627,7 +629,7 @@ def test_a_character_of_another_font_is_drawn_from_there(tmp_path: Path) -> None
     name = chr(min(other - default))  # both fonts come with matplotlib
     assert labels.missing_characters([name]) == ""
     assert labels.font_file([name]) != labels._file_of("DejaVu Sans")
-    with warnings.catch_warnings(), curves.figure_style([name]):
+    with warnings.catch_warnings(), figure_style([name]):
         warnings.simplefilter("error")  # matplotlib warns of a character that no font of the list has
         figure = Figure()
         figure.text(0.5, 0.5, name)

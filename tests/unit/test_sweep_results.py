@@ -14,7 +14,8 @@ from dfvt.cli import main
 from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec, one_at_a_time
 from dfvt.cluster.spec import SweepSpec
 from dfvt.data.storage import Mirror, StorageFolder
-from dfvt.reports.sweep import best_first, results_table, write_results
+from dfvt.reports.sweep import best_first, results_table
+from dfvt.reports.sweep_results import write_results
 
 SPEC = SweepSpec.model_validate(
     {
@@ -194,7 +195,7 @@ def test_a_plot_that_cannot_be_drawn_leaves_the_others(
     def refuse(*arguments: object, **options: object) -> None:
         raise RuntimeError("zero total variance in all trees")
 
-    monkeypatch.setattr("dfvt.reports.sweep.plots.plot_param_importances", refuse)
+    monkeypatch.setattr("dfvt.reports.sweep_results.plots.plot_param_importances", refuse)
     files = write_results([trial(number) for number in range(1, 9)], "bbox_mAP", "max", tmp_path)
     assert [file.name for file in files] == ["results.csv", "parallel_coordinates.png"]
     assert "importances.png was not drawn: zero total variance in all trees" in capsys.readouterr().err
