@@ -123,14 +123,15 @@ def _doctor(options: Namespace) -> int:
     from rich.console import Console
 
     from dfvt.cluster.doctor import dataset_of, examine_cluster, examine_here
-    from dfvt.cluster.session import ray_session
     from dfvt.reports.doctor import doctor_table
-    from dfvt.tracking.mlflow import tracking_uri
+    from dfvt.tracking.addresses import tracking_uri
 
     home = _home()
     if options.cluster:
         if not os.environ.get("RAY_ADDRESS"):
             raise ValueError("doctor --cluster examines the cluster at RAY_ADDRESS: set it")
+        from dfvt.cluster.session import ray_session
+
         with ray_session() as connected:
             connected()
             reports = examine_cluster(dataset_of(home), tracking_uri(home))

@@ -93,7 +93,7 @@ def _experiment_arguments(parser: ArgumentParser) -> None:
 def _runs(options: Namespace) -> tuple[str, list[RunInfo]]:
     """The store's address, and the runs that are asked for."""
     from dfvt.settings import TrackingSettings, load_settings
-    from dfvt.tracking.mlflow import tracking_uri
+    from dfvt.tracking.addresses import tracking_uri
     from dfvt.tracking.runs import choose_runs, list_runs
 
     params = Path("params.yaml")
@@ -216,7 +216,7 @@ def _sync(options: Namespace) -> int:
     from dfvt.cluster.abandoned import end_if_abandoned
     from dfvt.cluster.mlflow_curves import send_missing
     from dfvt.tracking.addresses import artifact_root, tracking_uri
-    from dfvt.tracking.mlflow import require_reachable
+    from dfvt.tracking.reachable import require_reachable
     from dfvt.tracking.sending import send_deferred
 
     project = Path.cwd()

@@ -195,7 +195,7 @@ def _compare_on_images(
 def _fetch(address: str, folder: Path) -> tuple[Path, Path]:
     """Config and checkpoint of a model that MLflow keeps."""
     from dfvt.engine.served import CHECKPOINT, CONFIG
-    from dfvt.tracking.mlflow import tracking_uri
+    from dfvt.tracking.addresses import tracking_uri
     from dfvt.tracking.models import fetch_model
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -38,7 +38,8 @@ def check_inputs(settings: Settings, targets: Sequence[str] = ()) -> None:
         settings.config_path(variant)
     check_training_options(settings, Path("dvc.lock"), variants_of(targets))
     if os.environ.get("MLFLOW_TRACKING_URI") and settings.tracking.required:
-        from dfvt.tracking.mlflow import require_reachable, tracking_uri
+        from dfvt.tracking.addresses import tracking_uri
+        from dfvt.tracking.reachable import require_reachable
 
         require_reachable(tracking_uri(Path.cwd()))
     if os.environ.get("RAY_ADDRESS"):

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dfvt.cluster.nodes import Node, Unanswered, on_each_node
 from dfvt.cluster.records import DATASET_MANIFEST
 from dfvt.cluster.session import ray_folder
 from dfvt.data.manifest import DatasetManifest
-from dfvt.tracking.mlflow import require_reachable
+from dfvt.tracking.reachable import require_reachable
+
+if TYPE_CHECKING:
+    from dfvt.cluster.nodes import Node
 
 SHARED_MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = {"free disk": 5 * 10**9, "/dev/shm": 10**9}  # states and curves; batches of loader processes
@@ -68,6 +71,8 @@ def versions_here() -> dict[str, str]:
 
 def examine_cluster(dataset: DatasetManifest | None, tracking_uri: str) -> list[NodeReport]:
     """The report of each node of the connected cluster, from a task on it."""
+    from dfvt.cluster.nodes import Unanswered, on_each_node  # imports Ray, which this machine alone needs not
+
     answers = on_each_node(examine_node, Expectation(versions_here(), 0, dataset, tracking_uri))
     return [
         unanswered(node.name, answer.reason) if isinstance(answer, Unanswered) else answer

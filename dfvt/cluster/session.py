@@ -1,4 +1,7 @@
-"""A Ray to work on: the one at `RAY_ADDRESS`, or a local one that ends with the work."""
+"""A Ray to work on: the one at `RAY_ADDRESS`, or a local one that ends with the work.
+
+What only looks at addresses and folders does not import Ray.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import ray
 
 # Of a socket's path: the system's limit on Linux and macOS, and what Ray and Python's multiprocessing add.
 MAX_SOCKET_PATH = 107 if sys.platform.startswith("linux") else 103
@@ -38,6 +39,8 @@ def ray_session() -> Iterator[Callable[[], str]]:
     Raises:
         ValueError: nobody answers at `RAY_ADDRESS`.
     """
+    import ray  # in the main thread, which imports other libraries while Ray starts
+
     address = os.environ.get("RAY_ADDRESS") or "local"
     require_answer(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -65,6 +68,8 @@ def connect(address: str) -> str:
         ValueError: the cluster does not answer, or the paths of temporary files are too long.
         RuntimeError: a Ray of its own did not start in time.
     """
+    import ray
+
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unasked
     if address == "local":
@@ -168,5 +173,7 @@ def num_workers_that_fit(
     """
     wanted = {name: number for name, number in resources_per_worker.items() if number}
     if nodes is None:
+        import ray
+
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0) // number) for name, number in wanted.items()) for node in nodes)

@@ -1,4 +1,7 @@
-"""Whether a tracking store can be used, found out in seconds: MLflow itself would retry for minutes."""
+"""Whether a tracking store can be used, found out in seconds: MLflow itself would retry for minutes.
+
+MLflow, which takes a second to import, is imported to ask a server.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,6 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
-
-from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 
 from dfvt.tracking.addresses import SQLITE, without_password
 
@@ -119,6 +118,10 @@ def _connection_problem(uri: str, scheme: str) -> str | None:
 
 def _answer_problem(uri: str) -> tuple[str | None, str]:
     """Return what is wrong with a server's answer to a small question, and what helps."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     try:
         answer = http_request(
             get_default_host_creds(uri),
