@@ -18,6 +18,7 @@ from dfvt.cli_compare import add_compare_commands
 from dfvt.cli_data import add_data_commands
 from dfvt.cli_predict import add_export_arguments, add_predict_arguments
 from dfvt.engine.console import quiet_libraries
+from dfvt.engine.imports import rare_collections
 from dfvt.terminal import escape_unencodable
 
 if TYPE_CHECKING:  # commands import what they need
@@ -329,6 +330,7 @@ def _test_in_process(device: torch.device, cfg: Config, checkpoint: Path) -> Coc
     return evaluate_model(model, dataset, device, num_workers=cfg.data.workers_per_gpu)
 
 
+@rare_collections()
 def _profile(options: Namespace) -> None:
     from dfvt.engine.config import input_shape_of, load_config
     from dfvt.engine.infer import build_bare_detector

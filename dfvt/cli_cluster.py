@@ -7,6 +7,8 @@ import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from dfvt.engine.imports import rare_collections
+
 
 def add_cluster_commands(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Adds them to the parser of `dfvt`."""
@@ -118,6 +120,7 @@ def _say_loading(spec: Path) -> None:
     print(f"sweep {spec.stem}: loads Ray, mmdet and MLflow", file=sys.stderr, flush=True)
 
 
+@rare_collections()
 def _doctor(options: Namespace) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from rich.console import Console

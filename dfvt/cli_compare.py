@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from dfvt.engine.imports import rare_collections
+
 if TYPE_CHECKING:
     from dfvt.tracking.mlflow import RunRecorder
     from dfvt.tracking.runs import RunInfo
@@ -90,6 +92,7 @@ def _experiment_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
 
 
+@rare_collections()
 def _runs(options: Namespace) -> tuple[str, list[RunInfo]]:
     """The store's address, and the runs that are asked for."""
     from dfvt.settings import TrackingSettings, load_settings

@@ -11,11 +11,14 @@ from types import ModuleType
 
 from wrapt import register_post_import_hook
 
+from dfvt.engine.imports import postpone_imports
+
 
 def quiet_libraries() -> None:
     """Silence what tells a user nothing. Called by entry points, before they import anything of mmcv.
 
-    This function imports none of these libraries: not every command needs them, and they take seconds.
+    This function imports none of these libraries: not every command needs them, and they take seconds. It
+    also lets mmcv and mmdet import later what they seldom need, see `postpone_imports`.
 
     These are mmcv's notice of its next major version and its list of every initialised weight, mmdet's that
     there is a newer word for `pretrained`, and torch's notices that a CUDA toolkit is there and a GPU is not,
@@ -26,6 +29,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     register_post_import_hook(_quiet_mmcv, "mmcv.utils")
+    postpone_imports()
 
 
 def _quiet_mmcv(utils: ModuleType) -> None:

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec
+from dfvt.cluster.spec import SweepSpec
+from dfvt.data.manifest import DatasetManifest
+from dfvt.data.storage import Mirror
+from dfvt.tracking.mlflow import RunRecorder
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/mini/maskrcnn_DFvT_tiny_mini.py")
 # Each takes a quarter of a second or more to import, without what it imports of the others.
@@ -58,3 +64,47 @@ def slow_imports(folder: Path, program: str, arguments: Sequence[str], code: int
 )
 def test_help_and_wrong_usage_wait_for_no_library(tmp_path: Path, arguments: list[str], code: int) -> None:
     assert slow_imports(tmp_path, COMMAND, arguments, code) == set()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a sweep, and a store with a run."""
+    spec = SweepSpec.model_validate({"name": "search", "num_samples": 2})
+    note_spec(spec, Mirror(tmp_path / SWEEPS / "search"))
+    record = TrialRecord("0001", {"variant": "tiny"}, "run1", "finished", 2, 2, 10.0, {"bbox_mAP": 0.5})
+    record.save(tmp_path / SWEEPS / "search/trials/0001")
+    recorder = RunRecorder.open(
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "dfvt",
+        artifact_root=tmp_path / "mlartifacts",
+        run_name="tiny mini",
+        tags={"dfvt.variant": "tiny"},
+        params={},
+    )
+    recorder.log_metrics({"bbox_mAP": 0.5})
+    recorder.finish()
+    return tmp_path
+
+
+# mlflow itself imports pandas
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["sweep", "status", "search"], set()),
+        (["runs", "find"], {"mlflow", "pandas"}),
+        (["compare"], {"mlflow", "pandas"}),
+        (["compare", "tiny mini", "--out", "compared"], {"mlflow", "pandas", "matplotlib"}),
+        (["doctor"], {"torch", "mmcv"}),
+        (["profile", CONFIG], {"torch", "mmcv", "mmdet", "matplotlib"}),
+    ],
+)
+def test_a_command_imports_what_it_needs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], needed: set[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert slow_imports(project, COMMAND, arguments) == needed
+
+
+def test_a_data_set_is_checked_without_what_draws(shapes: DatasetManifest, tmp_path: Path) -> None:
+    assert slow_imports(tmp_path, COMMAND, ["data", "check", str(shapes.root)]) == set()
