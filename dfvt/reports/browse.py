@@ -23,7 +23,7 @@ from dfvt.data.coco import (
 from dfvt.data.images import read_picture
 from dfvt.data.outlines import RunLengths, is_polygon, judge_outline, read_outline
 from dfvt.reports import pages
-from dfvt.reports.gallery import CLASS_COLOURS
+from dfvt.reports.instances import CLASS_COLOURS
 
 
 def save_browse_page(

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import cv2
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,13 +22,10 @@ from dfvt.data.files import write_whole
 from dfvt.data.images import read_picture
 from dfvt.reports.drawing import Warn, optional_picture
 from dfvt.reports.figures import DPI, save_figure
-from dfvt.reports.labels import font_file, label_of
+from dfvt.reports.instances import draw_instances
 from dfvt.reports.published import PUBLISHED
 from dfvt.reports.tables import require_output
 
-# Okabe and Ito's palette without black and blue, on which the black labels cannot be read. It starts again
-# after six classes.
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7")
 SHOWN_FILE = "gallery/predictions.json"  # of an evaluation: the predictions on the images that a report shows
 GALLERY_CELL = (640, 560)
 OVERVIEW_CELL = (360, 300)
@@ -56,78 +52,6 @@ class Instance:
 
 Instances = Mapping[int, list[Instance]]
 """Predictions by image id, the surest last."""
-
-
-def draw_instances(
-    image: NDArray[np.uint8],
-    boxes: NDArray[Any],
-    masks: Sequence[Any] | NDArray[np.bool_],
-    labels: Sequence[int],
-    scores: Sequence[float] | None,
-    class_names: Sequence[str],
-    *,
-    scale: float = 1.0,
-) -> NDArray[np.uint8]:
-    """Draw masks, boxes and class names, with scores where given, on a copy of an image, the last on top.
-
-    Args:
-        image: RGB, (H, W, 3).
-        boxes: (N, 4) as x1, y1, x2, y2 in pixels, in any order of the corners, and inside the image or not.
-        masks: N COCO run-length encodings (None where an object has none), or booleans (N, H, W).
-        labels: N indices into `class_names`.
-        scores: N confidences in 0…1, or None for ground truth.
-        scale: size of the result relative to `image`; small images are readable when they are drawn enlarged.
-
-    Returns:
-        RGB, (round(H * scale), round(W * scale), 3).
-    """
-    import torch
-    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-
-    assert len(boxes) == len(masks) == len(labels), "one box, mask and label an object"
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    canvas: NDArray[Any] = cv2.resize(image, size, interpolation=interpolation)
-    if not len(labels):
-        return canvas
-    colours: list[Any] = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels]
-    names = [label_of(class_names[label]) for label in labels]
-    if scores is not None:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
-    drawn = torch.from_numpy(canvas).permute(2, 0, 1)
-    # One at a time: together, torchvision blackens the pixels that several masks share.
-    for mask, colour in zip(masks, colours, strict=True):
-        if mask is None:
-            continue
-        bitmap = rle.decode(mask) if isinstance(mask, Mapping) else mask.astype(np.uint8)
-        bitmap = cv2.resize(bitmap, size, interpolation=cv2.INTER_LINEAR)
-        edge = bitmap - cv2.erode(bitmap, np.ones((5, 5), np.uint8))
-        drawn = draw_segmentation_masks(drawn, torch.from_numpy(bitmap > 0), alpha=0.45, colors=colour)
-        drawn = draw_segmentation_masks(drawn, torch.from_numpy(edge > 0), alpha=1.0, colors=colour)
-    drawn = draw_bounding_boxes(
-        drawn,
-        torch.from_numpy(drawable_boxes(boxes, scale, size)),
-        labels=names,
-        colors=colours,
-        width=2,
-        font=font_file(names),
-        font_size=14,
-        fill_labels=True,
-    )
-    return drawn.permute(1, 2, 0).numpy()
-
-
-def drawable_boxes(boxes: NDArray[Any], scale: float, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return scaled boxes that torchvision can draw on a canvas of `size` (width, height).
-
-    Annotated boxes may have a negative width or lie far outside, which the check calls a warning. The smaller
-    coordinate comes first, and corners far outside are brought closer.
-    """
-    width, height = size
-    corners = np.nan_to_num(np.asarray(boxes, np.float64)).reshape(-1, 2, 2)
-    with np.errstate(over="ignore"):
-        corners = np.sort(corners * scale, axis=1)
-    return np.clip(corners, [-width, -height], [2 * width, 2 * height]).reshape(-1, 4)
 
 
 def draw_gallery(

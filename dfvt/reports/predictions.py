@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from dfvt.data.files import write_whole
 from dfvt.engine.predict import Prediction
-from dfvt.reports.gallery import draw_instances
+from dfvt.reports.instances import draw_instances
 from dfvt.reports.pages import JPEG_QUALITY
 
 LARGEST_PICTURE = 1333  # pixels; larger images are drawn smaller

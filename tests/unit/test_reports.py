@@ -28,13 +28,13 @@ from dfvt.reports.figures import DPI, figure_style
 from dfvt.reports.gallery import (
     choose_instances,
     draw_gallery,
-    draw_instances,
     draw_overview,
     load_ground_truth,
     read_instances,
     spread_images,
     write_instances,
 )
+from dfvt.reports.instances import draw_instances
 from dfvt.reports.labels import label_of
 from dfvt.reports.published import PUBLISHED
 from dfvt.reports.results import AP_KEYS, FIGURES, write_results
