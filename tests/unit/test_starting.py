@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,14 @@ def slow_imports(folder: Path, program: str, arguments: Sequence[str], code: int
 )
 def test_help_and_wrong_usage_wait_for_no_library(tmp_path: Path, arguments: list[str], code: int) -> None:
     assert slow_imports(tmp_path, COMMAND, arguments, code) == set()
+
+
+def test_help_takes_little_of_the_processor(tmp_path: Path) -> None:
+    """It takes an eighth of a second. With torch it would take more than one."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    slow_imports(tmp_path, COMMAND, ["--help"])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.7
 
 
 @pytest.fixture
