@@ -11,6 +11,7 @@ time is that of all threads and child processes, in user and system mode.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -26,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.arguments import whole
-from dfvt.cluster.records import SWEEPS, TrialRecord, note_spec
+from dfvt.cluster.records import RECORD, SWEEPS, TRIALS, note_spec
 from dfvt.cluster.spec import SweepSpec
 from dfvt.data.shapes import generate_shapes
 from dfvt.data.storage import Mirror
@@ -68,9 +69,11 @@ def make_project(folder: Path) -> None:
     generate_shapes(folder / "shapes", num_train=8, num_val=4, height=64, width=80)
     spec = SweepSpec.model_validate({"name": "search", "num_samples": 2})
     note_spec(spec, Mirror(folder / SWEEPS / "search"))
-    for number in range(2):
-        trial = TrialRecord(f"{number:04}", {"variant": "tiny"}, f"run{number}", "finished", 2, 2, 10.0)
-        trial.save(folder / SWEEPS / "search/trials" / trial.name)
+    for number in range(2):  # with the keys that earlier versions know too
+        record = {"name": f"{number:04}", "assignment": {"variant": "tiny"}, "mlflow_run_id": f"run{number}"}
+        trial = folder / SWEEPS / "search" / TRIALS / f"{number:04}"
+        trial.mkdir(parents=True)
+        (trial / RECORD).write_text(json.dumps({**record, "status": "finished"}), encoding="utf-8")
     for number in range(4):
         recorder = RunRecorder.open(
             f"sqlite:///{folder}/mlflow.db",
