@@ -20,7 +20,6 @@ from dfvt.data.manifest import DatasetManifest
 from dfvt.engine.config_text import config_text
 from dfvt.engine.custom_modules import import_custom_modules
 from dfvt.engine.dataset_configs import dataset_configs, sources_of, tested_data
-from dfvt.engine.options import merge_options
 
 SPLITS = ("train", "val", "test")
 BUILD = build_from_cfg.__name__
@@ -52,6 +51,8 @@ def load_config(path: str | Path, cfg_options: Mapping[str, Any] | None = None) 
         raise ValueError(f"config {path} cannot be read: {error}") from error
     import_custom_modules(cfg)
     if cfg_options:
+        from dfvt.engine.options import merge_options  # imports mmdet, which takes seconds
+
         try:
             merge_options(cfg, cfg_options)
         except ValueError as error:

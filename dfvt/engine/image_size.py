@@ -9,7 +9,6 @@ from mmcv import Config
 
 from dfvt.engine.dataset_configs import pipelines_of, tested_data
 from dfvt.engine.loaders import steps_of
-from dfvt.engine.options import SECTIONS
 
 ImageSize = tuple[int, int]  # the longer and the shorter side in pixels, as mmdet's `img_scale`
 SPLITS = ("train", "val", "test")
@@ -68,6 +67,8 @@ def set_image_size(cfg: Config, size: Sequence[int]) -> None:
             f"image_size {list(size)} must be two whole numbers of at least {LEAST} pixels, the longer side "
             "first"
         )
+    from dfvt.engine.options import SECTIONS  # imports mmdet, which takes seconds
+
     before = image_size_of(cfg)
     if before[0] == before[1] and size[0] != size[1]:
         raise ValueError(
