@@ -18,7 +18,8 @@ from pathlib import Path
 
 from dfvt.cluster.mlflow_curves import MlflowCurves
 from dfvt.cluster.session import ray_session
-from dfvt.cluster.train import TrainingJob, run_training
+from dfvt.cluster.train import run_training
+from dfvt.cluster.training_job import TrainingJob
 from dfvt.data.coco import describe_dataset
 from dfvt.data.shapes import generate_shapes
 from dfvt.engine.callbacks import Callback, StepRecord

@@ -37,8 +37,8 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
 
     quiet_libraries()
     # Importing these takes as long as Ray takes to start.
-    from dfvt.cluster.mlflow_curves import MlflowCurves
-    from dfvt.cluster.train import TrainingJob, run_training
+    from dfvt.cluster.train import run_training, start_workers
+    from dfvt.cluster.training_job import TrainingJob
     from dfvt.engine.config import load_config, override_config, with_absolute_paths, write_config
     from dfvt.engine.config_text import config_text
     from dfvt.engine.image_size import image_size_of
@@ -84,10 +84,16 @@ def train_variant(settings: Settings, variant: str, connected: Callable[[], str]
         use_gpu=values.use_gpu,
         lineage=lineage,
     )
+    # The workers import what they need while this process imports MLflow and opens the run.
+    workers = start_workers(job)
+    from dfvt.cluster.mlflow_curves import MlflowCurves
+
     with one_training(state):
         recorder = open_run(settings, trained_with, state / "run.json", lineage, manifest)
         with ended_on_error(recorder):
-            run_training(job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")])
+            run_training(
+                job, [MlflowCurves(recorder, folder=state), Progress(f"train@{variant}")], workers=workers
+            )
             file_results(recorder, state, data)
     return state
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.queue import Queue
 
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 
@@ -21,7 +21,7 @@ class ClusterCallback(Callback):
 
 
 def worker_event(rank: int, device: str) -> Event:
-    """What a worker puts into the queue when it has started."""
+    """What a worker says first when it has started."""
     context = ray.get_runtime_context()
     return ClusterCallback.on_worker.__name__, (
         rank,
@@ -31,34 +31,34 @@ def worker_event(rank: int, device: str) -> Event:
     )
 
 
-class QueueRelay(Callback):
-    """Puts every call into a queue as (method name, arguments), for `replay` in another process."""
+class EventRelay(Callback):
+    """Gives every call to `put` as (method name, arguments), for `replay` in another process."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, put: Callable[[Event], None]) -> None:
+        self.put = put
 
     def on_start(self, start: TrainingStart) -> None:
-        self.queue.put(("on_start", (start,)))
+        self.put(("on_start", (start,)))
 
     def on_step(self, record: StepRecord) -> None:
-        self.queue.put(("on_step", (record,)))
+        self.put(("on_step", (record,)))
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self.queue.put(("on_evaluation", (record,)))
+        self.put(("on_evaluation", (record,)))
 
     def on_checkpoint(self, path: Path, step: int) -> None:
-        self.queue.put(("on_checkpoint", (path, step)))
+        self.put(("on_checkpoint", (path, step)))
 
     def on_warning(self, message: str) -> None:
-        self.queue.put(("on_warning", (message,)))
+        self.put(("on_warning", (message,)))
 
     def on_end(self, checkpoint: Path) -> None:
-        self.queue.put(("on_end", (checkpoint,)))
+        self.put(("on_end", (checkpoint,)))
 
 
 def is_last(event: Event) -> bool:
     """Whether a training ended with this call: results are on disk, no worker has a step left."""
-    return event[0] == QueueRelay.on_end.__name__
+    return event[0] == EventRelay.on_end.__name__
 
 
 def replay(event: Event, callback: Callback) -> None:

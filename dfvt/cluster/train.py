@@ -1,102 +1,49 @@
-"""A training under Ray Train: the workers call the engine, this process listens."""
+"""A training under Ray: the workers call the engine, this process listens."""
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
 
 import ray
-import torch
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.queue import Queue
 
-from dfvt.cluster.relay import ClusterCallback, Event, QueueRelay, is_last, replay, worker_event
+from dfvt.cluster.relay import Event, is_last, replay
 from dfvt.cluster.session import num_workers_that_fit
-from dfvt.cluster.worker_folder import provide_weights, working_copy
-from dfvt.data.manifest import DatasetManifest
-from dfvt.data.provision import provide_dataset
-from dfvt.data.storage import StorageFolder
-from dfvt.engine.callbacks import Callback, EvaluationRecord
-from dfvt.engine.console import quiet_libraries
-from dfvt.engine.curves import CurveFiles
+from dfvt.cluster.single_worker import SingleWorker
+from dfvt.cluster.training_job import TrainingJob
+from dfvt.cluster.workers import Scaling, WorkerFailedError, Workers
+from dfvt.engine.callbacks import Callback
 
 RELEASE_SECONDS = 60.0
 STOP_SECONDS = 20.0  # of the half minute that machines which are taken away usually grant
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """What one training under Ray needs.
+def start_workers(job: TrainingJob) -> Workers:
+    """Start the workers of a training on the connected Ray.
 
-    Attributes:
-        config: the whole mmdet config as text.
-        work_dir: folder of the resumable state and the results, on a file system that every worker sees
-            unless there is `remote`.
-        remote: where they are kept then; each node works on a copy of its own.
-        weights: where a node finds the backbone's weights if it lacks them.
-        seed: see `dfvt.engine.train.train`.
-        num_workers: processes; GPU workers have one GPU each, CPU workers an equal share of the cores.
-        min_workers: with how many it starts where no more fit; the global batch stays.
-        use_gpu: `auto` uses GPUs when the cluster has enough.
-        lineage: goes into the checkpoint's meta data.
-        cpus_per_worker: CPUs of a worker instead of its share of the cluster's.
-        autoscaling: whether nodes come for workers that do not fit those that are there.
-        resources_per_worker: resources that nodes declare themselves, beside CPUs and GPUs.
-        dataset, data_source: each node makes sure to have it, see `dfvt.data.provision.provide_dataset`.
-        expected: see `dfvt.engine.train.train`.
-        max_seconds: after which the training counts as failed.
-        until_epoch: the first validation after so many epochs ends it for now, its state is kept.
-        take_over: see `dfvt.engine.train.train`.
+    A single worker is one actor, which imports what it needs from now on. Several come from Ray Train, and
+    begin to start with `run_training`.
+
+    Raises:
+        ValueError: the cluster cannot hold the workers.
     """
+    scaling = scaling_of(job)
+    if scaling.num_workers == 1:
+        return SingleWorker(job, scaling)
+    from dfvt.cluster.worker_group import WorkerGroup  # imports Ray Train and torch, which takes seconds
 
-    config: str
-    work_dir: Path
-    seed: int
-    num_workers: int
-    use_gpu: bool | Literal["auto"]
-    lineage: dict[str, str]
-    min_workers: int | None = None
-    cpus_per_worker: int | None = None
-    autoscaling: bool = False
-    resources_per_worker: Mapping[str, float] = field(default_factory=dict)
-    dataset: DatasetManifest | None = None
-    data_source: str | None = None
-    expected: Mapping[str, Any] = field(default_factory=dict)
-    max_seconds: float | None = None
-    until_epoch: int | None = None
-    take_over: Path | None = None
-    remote: StorageFolder | None = None
-    weights: StorageFolder | None = None
-
-
-class Workers(ClusterCallback):
-    """Knows the workers of a training, to end those that do not end by themselves."""
-
-    def __init__(self) -> None:
-        self.actors: dict[int, ActorHandle] = {}
-
-    def on_worker(self, rank: int, node_id: str, actor: ActorHandle, device: str) -> None:
-        self.actors[rank] = actor
-
-    def kill(self) -> None:
-        """Ends their processes; Ray Train frees their places when it notices."""
-        for actor in self.actors.values():
-            ray.kill(actor)
+    return WorkerGroup(job, scaling)
 
 
 def run_training(
-    job: TrainingJob, callbacks: Sequence[Callback] = (), stop: threading.Event | None = None
+    job: TrainingJob,
+    callbacks: Sequence[Callback] = (),
+    stop: threading.Event | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Runs a training on the connected Ray; `callbacks` are called in this process.
 
@@ -104,38 +51,29 @@ def run_training(
     without a dashboard one of them waits twelve seconds for an answer. They end with the session. With
     `stop`, which ends the training early once it is set, their resources are free when it returns.
 
+    Args:
+        workers: those that `start_workers` has started for the job; by default they are started here.
+
     Raises:
         ValueError: the input is at fault, or the cluster cannot hold the workers.
         RuntimeError: the training failed, or took longer than `max_seconds`.
         KeyboardInterrupt, SystemExit: it was interrupted; the workers had `STOP_SECONDS` to finish their
             step and to write the state.
     """
-    scaling = scaling_of(job)
-    relayed, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job, "events": relayed, "stops": stops, "attempt": uuid.uuid4().hex},
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            storage_path=str((job.remote or job.work_dir) / "ray"),
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
+    workers = workers or start_workers(job)
     # The main thread waits in Python alone, where Ctrl-C ends it: Ray Train would turn it into a success.
     events: SimpleQueue[Event] = SimpleQueue()
     failure: list[BaseException] = []
 
-    def fit() -> None:
+    def train() -> None:
         try:
-            trainer.fit()
+            workers.train()
         except BaseException as error:  # handed to the calling thread
             failure.append(error)
 
-    workers = Workers()
     callbacks = [workers, *callbacks]
-    training = threading.Thread(target=fit, daemon=True)
-    listening = threading.Thread(target=collect, args=(relayed, training, events, failure), daemon=True)
+    training = threading.Thread(target=train, daemon=True)
+    listening = threading.Thread(target=collect, args=(workers, training, events, failure), daemon=True)
     training.start()
     listening.start()
     ended, asked = False, False
@@ -143,7 +81,7 @@ def run_training(
     try:
         while not ended and (listening.is_alive() or not events.empty()):
             if stop and stop.is_set() and not asked:
-                stops.put(None)
+                workers.ask_to_stop()
                 asked, release = True, time.monotonic() + RELEASE_SECONDS
             if asked and time.monotonic() > release:
                 break
@@ -165,7 +103,7 @@ def run_training(
                 "(Ctrl-C once more does not wait)"
             )
         with suppress(RayError):
-            stops.put(None)
+            workers.ask_to_stop()
         training.join(timeout=STOP_SECONDS)
         raise
     if stop:
@@ -174,6 +112,7 @@ def run_training(
         if killed:
             workers.kill()
             training.join(timeout=RELEASE_SECONDS)
+        listening.join(timeout=RELEASE_SECONDS)  # it frees the workers' places
         if stop.is_set():
             if failure and not killed:
                 for callback in callbacks:
@@ -188,22 +127,26 @@ def run_training(
 
 
 def collect(
-    relayed: Queue, training: threading.Thread, events: SimpleQueue[Event], failure: list[BaseException]
+    workers: Workers, training: threading.Thread, events: SimpleQueue[Event], failure: list[BaseException]
 ) -> None:
-    """Move events into a queue of this process until the training's thread has ended.
+    """Move events into a queue of this process until the training's thread has ended; then free the workers.
 
     What else ends it goes into `failure`, for the calling thread to raise: nobody reads this thread's output.
     """
     try:
         with suppress(RayError):  # the session is over: who ended it knows
-            while training.is_alive() or not relayed.empty():
-                with suppress(Empty):
-                    events.put(relayed.get(timeout=0.5))
+            over = False
+            while not over:
+                over = not training.is_alive()  # asked before: what comes until its end is received below
+                while received := workers.receive(0.0 if over else 0.5):
+                    for event in received:
+                        events.put(event)
+        workers.release()
     except Exception as error:
         failure.append(error)
 
 
-def scaling_of(job: TrainingJob) -> ScalingConfig:
+def scaling_of(job: TrainingJob) -> Scaling:
     """Workers and their resources on the connected cluster.
 
     Raises:
@@ -229,7 +172,7 @@ def scaling_of(job: TrainingJob) -> ScalingConfig:
     num_workers = job.num_workers
     if job.min_workers:
         num_workers = num_workers_of(job, num_workers_that_fit(wanted))
-    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=wanted)
+    return Scaling(num_workers, wanted)
 
 
 def num_workers_of(job: TrainingJob, fitting: int) -> int:
@@ -251,95 +194,18 @@ def num_workers_of(job: TrainingJob, fitting: int) -> int:
     )
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
-    """What every worker runs; records leave the first one only."""
-    job: TrainingJob = arguments["job"]
-    quiet_libraries()
-    from dfvt.engine.config_text import read_config_text
-    from dfvt.engine.hooks import TrainingStopped
-    from dfvt.engine.train import train  # mmdet takes seconds to import, which only workers need
-
-    rank = get_context().get_world_rank()
-    first = rank == 0
-    arguments["events"].put(worker_event(rank, device_name(get_device())))
-
-    def say(line: str) -> None:
-        arguments["events"].put(("on_warning", (line,)))
-
-    if job.dataset:
-        provide_dataset(job.dataset, job.data_source, say)
-    stop = threading.Event()
-    if first:  # when it stops all do
-        threading.Thread(target=wait_for_stop, args=(arguments["stops"], stop), daemon=True).start()
-    cfg = read_config_text(job.config)
-    provide_weights(cfg, job.weights)
-    with (
-        working_copy(
-            job.work_dir,
-            job.remote,
-            arguments["attempt"],
-            say,
-            rank=rank,
-            local_rank=get_context().get_local_rank(),
-        ) as copy,
-        suppress(TrainingStopped),
-    ):
-        train(
-            cfg,
-            copy.folder,
-            seed=job.seed,
-            device=get_device(),
-            # The curves are written here, so that none of their rows is missing when this process outlives
-            # the one that listens and has saved its state.
-            callbacks=[
-                CurveFiles(copy.folder),
-                *copy.uploads,
-                QueueRelay(arguments["events"]),
-                StopAfter(job.until_epoch, stop),
-            ]
-            if first
-            else [],
-            meta=job.lineage,
-            stop_asked=stop.is_set,
-            expected=job.expected,
-            num_processes=job.num_workers,
-            take_over=job.take_over and copy.folder / job.take_over.name,
-        )
-
-
-def device_name(device: torch.device) -> str:
-    """What a worker computes on, as its maker calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
-
-
-class StopAfter(Callback):
-    """Asks a training to stop with its first validation after a number of epochs, if one is given."""
-
-    def __init__(self, epoch: int | None, stop: threading.Event) -> None:
-        self.epoch, self.stop = epoch, stop
-
-    def on_evaluation(self, record: EvaluationRecord) -> None:
-        if self.epoch and record.epoch >= self.epoch:
-            self.stop.set()
-
-
-def wait_for_stop(stops: Queue, stop: threading.Event) -> None:
-    """Sets the flag when the process that listens asks for it."""
-    with suppress(RayError):  # the session is over
-        stops.get()
-        stop.set()
-
-
 def explained(error: BaseException) -> Exception:
     """A worker's own error when it is about the input, otherwise one that says where the training failed."""
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, failure = min(error.worker_failures.items())
-        cause: BaseException | None = failure
+    if isinstance(error, WorkerFailedError):
+        cause: BaseException | None = error.failure
         while cause is not None:
-            if isinstance(cause, ValueError | FileNotFoundError):
+            # Ray's class for the error of a task has the error's own class as well, but not its text.
+            if isinstance(cause, ValueError | FileNotFoundError) and not isinstance(cause, RayError):
                 return ValueError(str(cause).splitlines()[0] if str(cause) else type(cause).__name__)
             cause = cause.__cause__ or getattr(cause, "cause", None)
-        return RuntimeError(f"the training failed in worker {rank}: {str(failure).splitlines()[-1]}")
+        return RuntimeError(
+            f"the training failed in worker {error.rank}: {str(error.failure).splitlines()[-1]}"
+        )
     return RuntimeError(
         f"the training failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     )

@@ -20,8 +20,9 @@ from dfvt.cluster.population import TAKEN_OVER
 from dfvt.cluster.records import RECORD, TrialRecord, fetch_record, put_record
 from dfvt.cluster.spaces import EPOCH
 from dfvt.cluster.spec import Assignment, active_part
-from dfvt.cluster.train import TrainingJob, run_training
+from dfvt.cluster.train import run_training
 from dfvt.cluster.trainable import Result, Sweep
+from dfvt.cluster.training_job import TrainingJob
 from dfvt.cluster.trial_config import config_of_trial, searched_part, settings_of_trial
 from dfvt.data.files import write_whole
 from dfvt.data.storage import Mirror

@@ -259,7 +259,7 @@ def test_a_trial_that_hangs_is_tried_again(nodes: Nodes, prepared: Project) -> N
     workers = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+        if "TrainingWorker" in " ".join(process.info["cmdline"] or [])
     ]
     assert len(workers) == 1, workers
     workers[0].send_signal(signal.SIGSTOP)

@@ -153,6 +153,7 @@ def train_and_report(settings: Any, *, stand_ins: bool, all_figures: bool) -> No
         for module in (profile, report):
             patches.enter_context(patch.object(module, "VARIANTS", (VARIANT,)))
         patches.enter_context(patch("dfvt.models.complexity.measure_complexity", complexity))
+        patches.enter_context(patch("dfvt.cluster.train.start_workers"))
         patches.enter_context(patch("dfvt.cluster.train.run_training", train_here))
         if stand_ins:
             stand_in_for_mlflow(patches, recorder)

@@ -128,7 +128,7 @@ def complexity(*_: Any) -> Any:
     return Complexity(1, 1, 1, 1, (32, 32), {})
 
 
-def train_here(job: Any, callbacks: Any = (), stop: Any = None) -> None:
+def train_here(job: Any, callbacks: Any = (), stop: Any = None, workers: Any = None) -> None:
     """`dfvt.cluster.train.run_training` in this process, as its worker trains."""
     from mmcv import Config
 

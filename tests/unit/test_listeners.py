@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from dfvt.cluster.mlflow_curves import MlflowCurves, send_missing
-from dfvt.cluster.relay import QueueRelay, is_last, replay, worker_event
+from dfvt.cluster.relay import EventRelay, is_last, replay, worker_event
 from dfvt.cluster.session import connect, require_answer
 from dfvt.engine.callbacks import Callback, EvaluationRecord, StepRecord, TrainingStart
 from dfvt.engine.curves import CurveFiles
@@ -37,7 +37,7 @@ def tell(callback: Callback) -> None:
 def test_a_relayed_training_is_told_as_if_it_were_here() -> None:
     queue, here, there = Mock(), Mock(spec=Callback), Mock(spec=Callback)
     tell(here)
-    tell(QueueRelay(queue))
+    tell(EventRelay(queue.put))
     for call in queue.put.call_args_list:
         replay(call.args[0], there)
     assert there.mock_calls == here.mock_calls

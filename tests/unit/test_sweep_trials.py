@@ -111,10 +111,10 @@ def test_an_error_before_a_trial_begins_reaches_the_step_that_waits(monkeypatch:
 
 
 def test_an_error_of_the_thread_that_collects_records_reaches_the_training() -> None:
-    def fail(timeout: float) -> None:
+    def fail(seconds: float) -> None:
         raise TypeError("a record of another version")
 
-    relayed: Any = SimpleNamespace(get=fail, empty=lambda: False)
+    workers: Any = SimpleNamespace(receive=fail)
     failure: list[BaseException] = []
-    collect(relayed, threading.Thread(), SimpleQueue(), failure)
+    collect(workers, threading.Thread(), SimpleQueue(), failure)
     assert [str(error) for error in failure] == ["a record of another version"]

@@ -1,0 +1,129 @@
+"""The workers of a training, as the process that listens knows them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from dfvt.cluster import train
+from dfvt.cluster.relay import Event
+from dfvt.cluster.single_worker import TrainingWorker, own_device
+from dfvt.cluster.train import collect, explained, scaling_of
+from dfvt.cluster.training_job import TrainingJob
+from dfvt.cluster.workers import WorkerFailedError
+
+JOB = TrainingJob(config="", work_dir=Path(), seed=0, num_workers=1, use_gpu="auto", lineage={})
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("dfvt.cluster.train", {"torch", "mmcv", "mmdet", "ray.train", "mlflow"}),
+        ("dfvt.cluster.single_worker", {"torch", "mmcv", "mmdet", "ray.train", "mlflow"}),
+        # As Ray Train's controller and queues import it: they take torch from Ray Train, and no detector.
+        ("dfvt.cluster.worker_group", {"mmcv", "mmdet", "mlflow"}),
+        # With these the stage `train` starts a training: mmcv reads its config, and imports torch.
+        ("dfvt.engine.config, dfvt.engine.image_size, dfvt.cluster.mlflow_curves", {"mmdet", "ray.train"}),
+    ],
+)
+def test_only_the_process_of_a_worker_imports_detectors(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(*{heavy!r} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_each_event_is_received_once_and_the_first_is_waited_for() -> None:
+    worker = TrainingWorker()
+    assert worker.receive(0.0) == []
+    events: list[Event] = [("on_warning", (str(number),)) for number in range(3)]
+    for event in events[:2]:
+        worker.events.put(event)
+    assert worker.receive(0.0) == events[:2]
+    threading.Timer(0.05, worker.events.put, [events[2]]).start()
+    assert worker.receive(60.0) == events[2:]
+
+
+def test_what_comes_with_the_end_of_a_training_is_received_before_its_worker_goes() -> None:
+    """The events between the last look and the end of the thread."""
+    calls: list[str] = []
+    left: list[list[Event]] = [[("on_warning", ("first",))], [], [("on_end", (Path("a.pth"),))], []]
+    training = Mock()
+    training.is_alive.side_effect = [True, False]
+
+    def receive(seconds: float) -> list[Event]:
+        calls.append("receive")
+        return left.pop(0)
+
+    workers = Mock()
+    workers.receive.side_effect = receive
+    workers.release.side_effect = lambda: calls.append("release")
+    events: SimpleQueue[Event] = SimpleQueue()
+    failure: list[BaseException] = []
+    collect(workers, training, events, failure)
+    assert [events.get_nowait()[0] for _ in range(2)] == ["on_warning", "on_end"]
+    assert calls == ["receive"] * 4 + ["release"]
+    assert not failure
+
+
+def task_error(cause: Exception) -> BaseException:
+    """An error of an actor's method as `ray.get` raises it."""
+    text = f"Traceback\n  in train\n{type(cause).__name__}: {cause}"
+    return RayTaskError("train", text, cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "sentence"),
+    [
+        (task_error(ValueError("no images\nsecond line")), ValueError, "no images"),
+        (task_error(FileNotFoundError("a.json is missing")), ValueError, "a.json is missing"),
+        (
+            task_error(RuntimeError("a loss was not finite")),
+            RuntimeError,
+            "the training failed in worker 0: RuntimeError: a loss was not finite",
+        ),
+        (ActorDiedError(), RuntimeError, f"the training failed in worker 0: {ActorDiedError.BASE_ERROR_MSG}"),
+    ],
+)  # fmt: skip
+def test_the_failure_of_a_worker_is_one_sentence(
+    failure: BaseException, kind: type[Exception], sentence: str
+) -> None:
+    error = explained(WorkerFailedError(0, failure))
+    assert type(error) is kind
+    assert str(error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("visible", "own", "index"), [("3", 3, 0), ("2,3", "3", 1), (None, 1, 1), ("GPU-a,GPU-b", "GPU-b", 1)]
+)
+def test_a_worker_computes_on_the_gpu_that_ray_gave_it(
+    visible: str | None, own: int | str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [own])
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert own_device(use_gpu=True) == torch.device("cuda", index)
+    assert chosen == [torch.device("cuda", index)]
+    assert own_device(use_gpu=False) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("num_gpus", "wanted"), [(0, {"CPU": 4}), (2, {"CPU": 4, "GPU": 1})])
+def test_a_single_worker_takes_the_processors_and_a_gpu_if_there_is_one(
+    num_gpus: int, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": num_gpus})
+    scaling = scaling_of(JOB)
+    assert dict(scaling.resources_per_worker) == wanted
+    assert scaling.use_gpu is bool(num_gpus)
