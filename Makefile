@@ -20,7 +20,7 @@ setup:  ## make .venv with everything in it
 	@test -n '$(PYTHON)' || { \
 		echo 'set-up: No Python 3.11 or 3.12 is on PATH: install one, or name it with make PYTHON=/path/to/python.' >&2; \
 		exit 2; }
-	@exec '$(PYTHON)' -I dfvt/bootstrap.py
+	@exec '$(PYTHON)' -E -s tools/make_environment.py
 
 repro: setup  ## run the experiment of params.yaml, as far as anything changed
 	@exec .venv/bin/python -m pipelines repro $(ARGS)
