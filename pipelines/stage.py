@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from dfvt.engine.imports import rare_collections
 from dfvt.settings import VARIANTS, Settings, load_settings
 from dfvt.terminal import escape_unencodable
 
@@ -56,7 +57,8 @@ def _run(name: str, work: Callable[[], None], *, debug: bool) -> None:
     # wants a core. Set before torch is imported; Ray's workers inherit it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        work()
+        with rare_collections():
+            work()
     except (ValueError, FileNotFoundError) as error:
         _fail(f"{name}: {error}", 2, error if debug else None)
     except OSError as error:

@@ -19,6 +19,9 @@ from dfvt.cluster.workers import Scaling, WorkerFailedError, Workers
 from dfvt.engine.callbacks import Callback
 
 RELEASE_SECONDS = 60.0
+END_SECONDS = 1.0  # for which a training that has ended may still run
+LISTENING = "training events"
+CLOSING_SECONDS = 10.0  # a wait for events takes half a second, and the answer its way
 STOP_SECONDS = 20.0  # of the half minute that machines which are taken away usually grant
 
 
@@ -72,8 +75,11 @@ def run_training(
             failure.append(error)
 
     callbacks = [workers, *callbacks]
+    closing = threading.Event()
     training = threading.Thread(target=train, daemon=True)
-    listening = threading.Thread(target=collect, args=(workers, training, events, failure), daemon=True)
+    listening = threading.Thread(
+        target=collect, args=(workers, training, events, failure, closing), daemon=True, name=LISTENING
+    )
     training.start()
     listening.start()
     ended, asked = False, False
@@ -96,48 +102,62 @@ def run_training(
             for callback in callbacks:
                 replay(event, callback)
             ended = is_last(event)
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-        for callback in callbacks:
-            callback.on_warning(
-                f"stops; the state is written first, which takes up to {STOP_SECONDS:.0f} s "
-                "(Ctrl-C once more does not wait)"
-            )
-        with suppress(RayError):
-            workers.ask_to_stop()
-        training.join(timeout=STOP_SECONDS)
-        raise
-    if stop:
-        training.join(timeout=RELEASE_SECONDS)
-        killed = training.is_alive()
-        if killed:
-            workers.kill()
+        if stop:
             training.join(timeout=RELEASE_SECONDS)
-        listening.join(timeout=RELEASE_SECONDS)  # it frees the workers' places
-        if stop.is_set():
-            if failure and not killed:
-                for callback in callbacks:
-                    callback.on_warning(f"it failed while it was stopped: {explained(failure[0])}")
+            killed = training.is_alive()
+            if killed:
+                workers.kill()
+                training.join(timeout=RELEASE_SECONDS)
+            listening.join(timeout=RELEASE_SECONDS)  # it frees the workers' places
+            if stop.is_set():
+                if failure and not killed:
+                    for callback in callbacks:
+                        callback.on_warning(f"it failed while it was stopped: {explained(failure[0])}")
+                return
+        if ended:
+            training.join(timeout=END_SECONDS)
             return
-    if not ended:
         training.join()
         if job.until_epoch and not failure:
             return
-        error = failure[0] if failure else RuntimeError("its records were lost on their way here")
-        raise explained(error) from error
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):  # Ctrl-C, SIGTERM
+            for callback in callbacks:
+                callback.on_warning(
+                    f"stops; the state is written first, which takes up to {STOP_SECONDS:.0f} s "
+                    "(Ctrl-C once more does not wait)"
+                )
+        with suppress(RayError):
+            workers.ask_to_stop()  # also if a callback failed: the workers write their state
+        training.join(timeout=STOP_SECONDS)
+        raise
+    finally:
+        # Once the session is over, a call of Ray's would connect to another cluster, or start one.
+        closing.set()
+        listening.join(timeout=CLOSING_SECONDS)
+    cause = failure[0] if failure else RuntimeError("its records were lost on their way here")
+    raise explained(cause) from cause
 
 
 def collect(
-    workers: Workers, training: threading.Thread, events: SimpleQueue[Event], failure: list[BaseException]
+    workers: Workers,
+    training: threading.Thread,
+    events: SimpleQueue[Event],
+    failure: list[BaseException],
+    closing: threading.Event,
 ) -> None:
     """Move events into a queue of this process until the training's thread has ended; then free the workers.
 
     What else ends it goes into `failure`, for the calling thread to raise: nobody reads this thread's output.
+
+    Args:
+        closing: set when nobody listens any more.
     """
     try:
         with suppress(RayError):  # the session is over: who ended it knows
             over = False
             while not over:
-                over = not training.is_alive()  # asked before: what comes until its end is received below
+                over = closing.is_set() or not training.is_alive()  # asked before what comes until then
                 while received := workers.receive(0.0 if over else 0.5):
                     for event in received:
                         events.put(event)

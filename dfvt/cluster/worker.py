@@ -13,6 +13,7 @@ from dfvt.cluster.relay import Event, EventRelay, worker_event
 from dfvt.cluster.training_job import TrainingJob
 from dfvt.engine.callbacks import Callback, EvaluationRecord
 from dfvt.engine.curves import CurveFiles
+from dfvt.engine.imports import rare_collections
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,8 @@ def import_engine() -> None:
     from dfvt.engine.console import quiet_libraries
 
     quiet_libraries()
-    import dfvt.engine.train  # noqa: F401
+    with rare_collections():
+        import dfvt.engine.train  # noqa: F401
 
 
 def train_in_worker(

@@ -116,5 +116,5 @@ def test_an_error_of_the_thread_that_collects_records_reaches_the_training() -> 
 
     workers: Any = SimpleNamespace(receive=fail)
     failure: list[BaseException] = []
-    collect(workers, threading.Thread(), SimpleQueue(), failure)
+    collect(workers, threading.Thread(), SimpleQueue(), failure, threading.Event())
     assert [str(error) for error in failure] == ["a record of another version"]

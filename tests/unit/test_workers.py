@@ -20,7 +20,8 @@ from dfvt.cluster.relay import Event
 from dfvt.cluster.single_worker import TrainingWorker, own_device
 from dfvt.cluster.train import collect, explained, scaling_of
 from dfvt.cluster.training_job import TrainingJob
-from dfvt.cluster.workers import WorkerFailedError
+from dfvt.cluster.workers import WorkerFailedError, Workers
+from dfvt.engine.callbacks import Callback
 
 JOB = TrainingJob(config="", work_dir=Path(), seed=0, num_workers=1, use_gpu="auto", lineage={})
 
@@ -69,10 +70,52 @@ def test_what_comes_with_the_end_of_a_training_is_received_before_its_worker_goe
     workers.release.side_effect = lambda: calls.append("release")
     events: SimpleQueue[Event] = SimpleQueue()
     failure: list[BaseException] = []
-    collect(workers, training, events, failure)
+    collect(workers, training, events, failure, threading.Event())
     assert [events.get_nowait()[0] for _ in range(2)] == ["on_warning", "on_end"]
     assert calls == ["receive"] * 4 + ["release"]
     assert not failure
+
+
+class Pretended(Workers):
+    """Workers that hand out these events, and train until they are asked to stop or killed."""
+
+    def __init__(self, *events: Event) -> None:
+        self.left = list(events)
+        self.stop_asked = threading.Event()
+
+    def train(self) -> None:
+        self.stop_asked.wait(60)
+
+    def receive(self, seconds: float) -> list[Event]:
+        if self.left:
+            return [self.left.pop(0)]
+        self.stop_asked.wait(seconds)
+        return []
+
+    def ask_to_stop(self) -> None:
+        self.stop_asked.set()
+
+    kill = release = ask_to_stop
+
+
+def test_no_call_of_ray_is_left_when_a_training_is_over() -> None:
+    """After the end of the session such a call would connect to another cluster, or start one."""
+    workers = Pretended(("on_warning", ("a line",)), ("on_end", (Path("checkpoint.pth"),)))
+    train.run_training(JOB, [Callback()], workers=workers)
+    assert train.LISTENING not in {thread.name for thread in threading.enumerate()}
+    workers.stop_asked.set()
+
+
+def test_the_workers_write_their_state_when_a_callback_fails() -> None:
+    class Failing(Callback):
+        def on_warning(self, message: str) -> None:
+            raise TypeError("a fault in a callback")
+
+    workers = Pretended(("on_warning", ("a line",)))
+    with pytest.raises(TypeError, match="a fault in a callback"):
+        train.run_training(JOB, [Failing()], workers=workers)
+    assert workers.stop_asked.is_set()
+    assert train.LISTENING not in {thread.name for thread in threading.enumerate()}
 
 
 def task_error(cause: Exception) -> BaseException:
