@@ -121,9 +121,13 @@ def first_iteration(project: Path, name: str) -> Start:
             stderr=file,
         )
         try:
-            while not any(len(path.read_text().splitlines()) > 1 for path in project.glob(curve)):
+            while not any(
+                len(path.read_text(encoding="utf-8").splitlines()) > 1 for path in project.glob(curve)
+            ):
                 if process.poll() is not None or time.monotonic() > started + LIMIT_SECONDS:
-                    raise RuntimeError(f"{name} did not come to its first iteration: {log.read_text()}")
+                    raise RuntimeError(
+                        f"{name} did not come to its first iteration: {log.read_text(encoding='utf-8')}"
+                    )
                 note_processors(process, used)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             seconds = time.monotonic() - started

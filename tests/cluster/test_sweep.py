@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -139,6 +140,12 @@ def test_a_plan_lists_the_trials_and_starts_nothing(prepared: Project) -> None:
     assert not (prepared.path / ".dfvt/sweeps").exists()
 
 
+def processes_of(pid: int) -> list[psutil.Process]:
+    """A process and all that it started, the last to be started first."""
+    driver = psutil.Process(pid)
+    return [*reversed(driver.children(recursive=True)), driver]
+
+
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project) -> None:
     spec = write_spec(prepared, SPEC + "max_concurrent_trials: 1\n")
     command = [str(prepared.path / ".venv/bin/python"), "-m", "dfvt", "sweep", spec]
@@ -157,12 +164,17 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(prepared: Project)
         while not (curve.is_file() and len(curve.read_text().splitlines()) > 1):
             assert driver.poll() is None, Path(log.name).read_text()
             time.sleep(0.02)
-        os.killpg(driver.pid, signal.SIGSTOP)  # in the middle of its second trial, which would soon be over
+        # In the middle of its second trial, which would soon be over. Ray's workers have groups of their own.
+        for process in processes_of(driver.pid):
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         second = prepared.run("python", "-m", "dfvt", "sweep", spec)
         assert second.returncode == 2, second.stderr
         assert "is running already" in second.stderr.splitlines()[-1]
     finally:
-        os.killpg(driver.pid, signal.SIGKILL)  # its Ray too, as when the machine goes
+        for process in processes_of(driver.pid):  # its Ray too, as when the machine goes
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         driver.wait()
         log.close()
     assert [record["status"] for record in records(prepared, "two")] == ["finished", "running"]

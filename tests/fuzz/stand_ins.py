@@ -112,7 +112,7 @@ def save_time(patches: ExitStack, *, all_figures: bool) -> None:
     for module in ("mmcv.utils.config", "dfvt.engine.config_text"):
         if find_spec(module):
             patches.enter_context(patch(f"{module}.FormatCode", compiled))
-    for module in ("curves", "gallery"):
+    for module in ("figures", "gallery"):
         patches.enter_context(patch(f"dfvt.reports.{module}.DPI", 40))
     patches.enter_context(patch("dfvt.reports.gallery.GALLERY_CELL", (160, 140)))
     patches.enter_context(patch("dfvt.reports.gallery.OVERVIEW_CELL", (120, 100)))
