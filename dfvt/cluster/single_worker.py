@@ -38,6 +38,7 @@ class TrainingWorker:
 
     def train(self, job: TrainingJob, *, use_gpu: bool, attempt: str) -> None:
         """Train; see `dfvt.cluster.worker.train_in_worker`."""
+        import_engine()  # `prepare` may be at it, and the device needs torch
         train_in_worker(job, Place(0, 0, own_device(use_gpu=use_gpu)), attempt, self.events.put, self.stop)
 
     def receive(self, seconds: float) -> list[Event]:

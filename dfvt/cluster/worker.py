@@ -28,12 +28,19 @@ class Place:
     device: torch.device
 
 
-def import_engine() -> None:
-    """Import what a training needs, which takes seconds."""
-    from dfvt.engine.console import quiet_libraries
+ONE_IMPORT = threading.Lock()
 
-    quiet_libraries()
-    with rare_collections():
+
+def import_engine() -> None:
+    """Import what a training needs, which takes seconds.
+
+    Modules of mmcv import each other. If two threads imported them at once, one could get a module that is
+    not complete; so the second thread waits for the first.
+    """
+    with ONE_IMPORT, rare_collections():
+        from dfvt.engine.console import quiet_libraries
+
+        quiet_libraries()
         import dfvt.engine.train  # noqa: F401
 
 

@@ -248,7 +248,9 @@ class RunRecorder:
         except requests.RequestException as error:  # of a request for artifacts
             raise ConnectionError(_unreachable(self.uri)) from error
         except MlflowException as error:
-            if isinstance(error.__cause__ or error.__context__, OSError):  # as requests raises
+            # MLflow raises while it handles the error of requests. Any other error in the context is one that
+            # the caller handles, and says nothing about the store.
+            if isinstance(error.__cause__ or error.__context__, requests.RequestException):
                 raise ConnectionError(_unreachable(self.uri)) from error
             if error.get_http_status_code() in (429, 500, 502, 503, 504):
                 raise ConnectionError(_sentence(error, self.uri, "does not work at present")) from error

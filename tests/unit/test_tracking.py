@@ -37,7 +37,7 @@ from dfvt.tracking.addresses import (
     without_password,
 )
 from dfvt.tracking.lineage import collect_lineage, config_hash
-from dfvt.tracking.mlflow import RunRecorder, require_reachable, tracking_uri
+from dfvt.tracking.mlflow import RefusedError, RunRecorder, require_reachable, tracking_uri
 from dfvt.tracking.models import register_model
 from dfvt.tracking.origin import TrainingData, collect_origin, keeps_changes, record_origin
 from dfvt.tracking.store import Store
@@ -181,6 +181,17 @@ def test_a_deleted_experiment_is_refused(uri: str, project: Path) -> None:
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(ValueError, match="experiment dfvt is deleted; restore it"):
         open_run(uri, project)
+
+
+def test_a_refusal_is_no_outage_while_the_caller_handles_an_error_of_the_system(
+    uri: str, project: Path
+) -> None:
+    recorder = open_run(uri, project)
+    try:
+        (project / "absent").read_bytes()
+    except FileNotFoundError:
+        with pytest.raises(RefusedError, match="Invalid value"):
+            recorder.log_params({"a[0]": 1})
 
 
 def test_a_run_with_impossible_parameters_is_marked_as_failed(uri: str, project: Path) -> None:

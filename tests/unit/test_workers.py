@@ -43,6 +43,42 @@ def test_only_the_process_of_a_worker_imports_detectors(module: str, heavy: set[
     assert result.stdout.split() == []
 
 
+def test_a_worker_that_prepares_and_trains_at_once_imports_in_one_thread_at_a_time() -> None:
+    """In a process of its own, which has imported nothing yet."""
+    code = """
+import builtins, threading
+from dfvt.cluster.single_worker import TrainingWorker
+from dfvt.cluster.worker import import_engine
+importing, at_once = set(), set()
+real = builtins.__import__
+def noting(name, *arguments, **options):
+    if name.split(".")[0] not in ("mmcv", "mmdet", "torch"):
+        return real(name, *arguments, **options)
+    thread = threading.get_ident()
+    first = thread not in importing
+    importing.add(thread)
+    at_once.add(len(importing))
+    try:
+        return real(name, *arguments, **options)
+    finally:
+        if first:
+            importing.discard(thread)
+builtins.__import__ = noting
+worker = TrainingWorker()
+def train():
+    try:
+        worker.train(None, use_gpu=False, attempt="")
+    except AttributeError:  # there is no job
+        pass
+threads = [threading.Thread(target=target) for target in (worker.prepare, train)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*at_once)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1"]
+
+
 def test_each_event_is_received_once_and_the_first_is_waited_for() -> None:
     worker = TrainingWorker()
     assert worker.receive(0.0) == []
