@@ -79,6 +79,8 @@ def connect(address: str) -> str:
         # many (queues, controllers) that wait and take no processor.
         num_starting = max(os.cpu_count() or 1, LEAST_STARTING)
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_starting))
+        # Ray lowers the priority of its workers, so that every other program would go before the training.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         if folder := ray_folder():
             options["_temp_dir"] = str(folder)

@@ -1,4 +1,4 @@
-"""Which processes a training takes: its own, Ray's, and one worker."""
+"""Which processes a training takes: its own, Ray's, and one worker; and at which priority it runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ tell = Progress.on_step
 
 def on_step(progress, record):
     if not Path("seen.json").exists():
-        below = psutil.Process().children(recursive=True)
-        titles = [process.cmdline()[0] for process in below]
+        stage = psutil.Process()
+        below = {process: process.cmdline()[0] for process in stage.children(recursive=True)}
+        titles = below.values()
         Path("seen.json").write_text(json.dumps({
             "actors": sorted(title.split(".")[0] for title in titles if title.startswith("ray::")),
+            "niceness": [process.nice() - stage.nice() for process in below if "TrainingW" in below[process]],
             "imported": sorted({"mmdet", "ray.train", "ray.tune"} & set(sys.modules)),
         }))
     tell(progress, record)
@@ -49,4 +51,5 @@ def test_a_training_in_one_worker_is_one_actor_beside_rays_own_processes(prepare
         "ray::TrainingWorker"
     ]
     assert seen["imported"] == []
+    assert seen["niceness"] == [0], "beside a busy program the training would get next to nothing"
     assert (prepared.path / "runs/tiny/curve.csv").read_text().splitlines()[-1].startswith("12,")
