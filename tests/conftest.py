@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 WHOLE_MACHINE = ("tests/cluster/", "tests/e2e/", "tests/gpu/")  # Ray, a whole experiment, a GPU
+LIGHT = ("tests/e2e/test_coco2017.py", "tests/e2e/test_mistakes.py")  # stages that start no Ray
 PATIENCE = 600  # seconds for what takes a few: other programs may have the processors meanwhile
+THREADS, OWN_THREADS = "OMP_NUM_THREADS", "DFVT_TEST_THREADS"  # the second one says who set the first
 FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
 
 # How long an example takes depends on what else the machine does.
@@ -31,6 +33,12 @@ hypothesis.settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("busy machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let each of several test processes compute with one thread: together they have all processors."""
+    if hasattr(config, "workerinput") and OWN_THREADS not in os.environ:
+        os.environ[THREADS] = os.environ[OWN_THREADS] = "1"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -44,7 +52,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
     class OneClusterAtATime(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "whole machine" if nodeid.startswith(WHOLE_MACHINE) else super()._split_scope(nodeid)
+            if nodeid.startswith(WHOLE_MACHINE) and not nodeid.startswith(LIGHT):
+                return "whole machine"
+            return super()._split_scope(nodeid)
 
     return OneClusterAtATime(config, log) if config.option.dist == "loadscope" else None
 
@@ -67,7 +77,8 @@ class Project:
         )
 
     def environment(self, **changes: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in FREE}
+        free = (*FREE, THREADS, OWN_THREADS) if OWN_THREADS in os.environ else FREE
+        kept = {name: value for name, value in os.environ.items() if name not in free}
         path = os.pathsep.join([str(self.path / ".venv/bin"), os.environ["PATH"]])
         # The copy's own code runs, not that of the checkout which is installed.
         imported = os.pathsep.join([str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mmdet.models import build_backbone
 from dfvt.engine.config import load_config
 from tests.conftest import ROOT, Project
 
+NUM_IMAGES = 48
 COCO128 = Path(os.environ.get("DFVT_COCO128", ROOT.parent / "shared/coco128"))
 pytestmark = [
     pytest.mark.e2e,
@@ -35,17 +37,33 @@ def released_backbones(tmp_path: Path) -> Path:
     return folder
 
 
-def test_real_images_of_80_classes_train_and_evaluate(project: Project, released_backbones: Path) -> None:
-    annotations = next(iter((COCO128 / "annotations").glob("*.json"))).relative_to(COCO128)
-    images = next(folder for folder in COCO128.iterdir() if folder.name != "annotations").name
+@pytest.fixture
+def real_images(tmp_path: Path) -> Path:
+    """A folder with some of the images, and all of the classes."""
+    folder = tmp_path / "real images"
+    content = json.loads((COCO128 / "annotations/instances_train2017.json").read_text())
+    images = content["images"][:NUM_IMAGES]
+    ids = {image["id"] for image in images}
+    annotations = [item for item in content["annotations"] if item["image_id"] in ids]
+    (folder / "images").mkdir(parents=True)
+    for image in images:
+        shutil.copy(COCO128 / "train2017" / image["file_name"], folder / "images")
+    content |= {"images": images, "annotations": annotations}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_real_images_of_80_classes_train_and_evaluate(
+    project: Project, released_backbones: Path, real_images: Path
+) -> None:
     project.set_params(
         profile="custom",
         configs="configs/mini",
-        data__root=str(COCO128),
-        data__train_annotations=str(annotations),
-        data__train_images=images,
-        data__val_annotations=str(annotations),
-        data__val_images=images,
+        data__root=str(real_images),
+        data__train_annotations="annotations.json",
+        data__train_images="images",
+        data__val_annotations="annotations.json",
+        data__val_images="images",
         weights__base_url=released_backbones.as_uri(),
         train__num_epochs=1,
         train__batch_size=16,

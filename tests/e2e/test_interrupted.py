@@ -18,7 +18,7 @@ from dfvt.models.checkpoints import read_checkpoint
 from tests.conftest import PATIENCE, Project
 
 pytestmark = pytest.mark.e2e
-NUM_EPOCHS, EPOCH = 12, 6  # iterations of an epoch
+NUM_EPOCHS, EPOCH = 6, 6  # iterations of an epoch
 
 
 def start_training(project: Project) -> subprocess.Popen[str]:

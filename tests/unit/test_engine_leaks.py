@@ -11,7 +11,7 @@ from mmcv import Config
 from dfvt.engine.callbacks import Callback, StepRecord
 from dfvt.engine.train import train
 
-NUM_STEPS, SETTLED = 200, 80
+NUM_STEPS, SETTLED, STEPS_BETWEEN = 200, 80, 4  # a look at all objects takes longer than a step
 
 
 class Footprint(Callback):
@@ -21,7 +21,7 @@ class Footprint(Callback):
         self.rows: list[tuple[int, int, int, int, int]] = []
 
     def on_step(self, record: StepRecord) -> None:
-        if record.step < SETTLED:
+        if record.step < SETTLED or record.step % STEPS_BETWEEN:
             return
         gc.collect()
         process = psutil.Process()

@@ -136,7 +136,8 @@ def test_a_checkpoint_of_stock_mmdet_goes_in_and_out_unchanged(checkout: Path, t
 def test_another_detector_of_mmdet_trains(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkout)
     arguments = ["configs/DFvT/resnet.py", "--gpus", "0", "--work-dir", "resnet"]
-    assert main(["train", *arguments, "--cfg-options", *SHORT, "data.samples_per_gpu=2"]) == 0
+    options = [*SHORT, "data.samples_per_gpu=2", "data.train.pipeline.2.img_scale=(400,240)"]
+    assert main(["train", *arguments, "--cfg-options", *options]) == 0
     assert Path("resnet/checkpoint.pth").is_file()
 
 
