@@ -14,7 +14,7 @@ ARGS ?=
 PORT ?= 5000
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 setup:  ## make .venv with everything in it
 	@test -n '$(PYTHON)' || { \

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import runpy
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compile_mmcv import jobs
 from mmcv_ops import Ops, choose_ops, missing_to_compile, toolkit_version, visible_archs
 from steps import SetupError, last_line, output_of, run, say
 
+INSTALLERS_WORDS = re.compile(r"^((cause|error|ERROR): )+")  # before the reason that pip or uv gives
 VARIABLE = "DFVT_MMCV_WHEEL"
 PLACES = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")  # where somebody may offer a wheel
 TRIAL_SECONDS = 900
@@ -138,8 +141,8 @@ def check_torch(environment: Environment) -> None:
         )
 
 
-def install_and_verify(wheel: Path, ops: Ops, environment: Environment) -> str | None:
-    """Install a wheel; return the reason if that fails or its ops do not work with this torch."""
+def install_and_verify(wheel: Path, ops: Ops, environment: Environment, torch: str) -> str | None:
+    """Install a wheel; return the reason if the wheel cannot be installed or its ops do not work."""
     done = subprocess.run(
         [*environment.pip_install, "--reinstall-package", "mmcv-full", wheel],
         env={**os.environ, **environment.env},
@@ -149,8 +152,9 @@ def install_and_verify(wheel: Path, ops: Ops, environment: Environment) -> str |
         check=False,
     )
     if done.returncode:
-        return last_line(done.stderr)
-    return reason_of_failure(VERIFY, environment, "cpu", *([] if ops.name == "cpu" else ["cuda"]))
+        return f"it cannot be installed ({INSTALLERS_WORDS.sub('', last_line(done.stderr))})"
+    reason = reason_of_failure(VERIFY, environment, "cpu", *([] if ops.name == "cpu" else ["cuda"]))
+    return reason and f"it does not work with torch {torch} ({reason})"
 
 
 def published_wheels(pin: str, folder: Path, environment: Environment) -> Iterator[Path]:
@@ -195,9 +199,10 @@ def compiled_wheels(
     try:
         run("compiling mmcv-full", [environment.python, "-I", COMPILE, archive, in_units], env, log)
         yield from in_units.glob("*.whl")
-    except SetupError as error:
-        say(str(error))
+    except SetupError:
+        say(f"compiling mmcv-full in a few units failed, {log} says why")
     say("mmcv-full is compiled file by file instead of in a few units: that takes more than ten minutes")
+    env = {"MAX_JOBS": str(jobs()), **env}
     # pip's own cache of wheels does not ask which torch a wheel was compiled for.
     options += ["--use-pep517", "--no-cache-dir", "--wheel-dir"]
     step = "compiling mmcv-full file by file"
@@ -234,16 +239,16 @@ def install_mmcv(pin: str, environment: Environment) -> None:
             if digest in tried:  # pip finds what lies in a folder of PIP_FIND_LINKS, too
                 continue
             tried.add(digest)
-            reason = install_and_verify(wheel, ops, environment)
+            reason = install_and_verify(wheel, ops, environment, torch)
             if reason is None:
                 if Path(aside) in wheel.parents:
                     wheel = wheel.replace(kept / wheel.name)
                 say(f"mmcv-full is installed from {wheel}, its ops work")
                 return
             check_torch(environment)
-            say(f"{wheel} does not work with torch {torch}, and is not used: {reason}")
+            say(f"{wheel} is not used: {reason}")
     raise SetupError(
-        f"mmcv-full was compiled, but its ops do not work here ({reason}): "
+        f"mmcv-full was compiled, but {reason}: "
         f"name another compiler in CXX, or a wheel of mmcv-full in {VARIABLE}.",
         exit_code=1,
     )

@@ -38,8 +38,8 @@ def output_of(*command: str | Path) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return what a failed process gives as its reason."""
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"])[-1]
+    """Return what a failed process gives as its reason: its last line that has words."""
+    return ([line.strip() for line in text.splitlines() if re.search(r"\w", line)] or ["no reason given"])[-1]
 
 
 def seconds(time: float) -> str:
