@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from statistics import median
 
 import psutil
 from mmcv import Config
@@ -11,7 +12,7 @@ from mmcv import Config
 from dfvt.engine.callbacks import Callback, StepRecord
 from dfvt.engine.train import train
 
-NUM_STEPS, SETTLED, STEPS_BETWEEN = 200, 80, 4  # a look at all objects takes longer than a step
+NUM_STEPS, SETTLED = 200, 80
 
 
 class Footprint(Callback):
@@ -21,7 +22,7 @@ class Footprint(Callback):
         self.rows: list[tuple[int, int, int, int, int]] = []
 
     def on_step(self, record: StepRecord) -> None:
-        if record.step < SETTLED or record.step % STEPS_BETWEEN:
+        if record.step < SETTLED:
             return
         gc.collect()
         process = psutil.Process()
@@ -55,5 +56,6 @@ def test_200_iterations_leak_nothing(config: Config, tmp_path: Path) -> None:
     )
     assert num_objects < 100, footprint.rows
     assert resident < 10_000_000, footprint.rows
-    assert max(row[3] for row in second) <= max(row[3] for row in first), footprint.rows
-    assert max(row[4] for row in second) <= max(row[4] for row in first), footprint.rows
+    for column in (3, 4):  # a state that is being written has a file and a thread for a moment
+        files_or_threads = [median(row[column] for row in half) for half in (first, second)]
+        assert files_or_threads[1] <= files_or_threads[0], footprint.rows
