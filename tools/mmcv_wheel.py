@@ -77,7 +77,7 @@ def given_wheels(environ: Mapping[str, str]) -> list[Path]:
     """Return the wheels that the user names: in our variable, or in the folders in which pip and uv look.
 
     Raises:
-        SetupError: our variable names what does not exist.
+        SetupError: our variable names what does not exist, is no wheel, or holds none.
     """
     named = Path(environ[VARIABLE]).expanduser() if environ.get(VARIABLE) else None
     if named and not named.exists():
@@ -85,8 +85,12 @@ def given_wheels(environ: Mapping[str, str]) -> list[Path]:
             f"{VARIABLE}: {named} does not exist: name a wheel of mmcv-full, or a folder of wheels."
         )
     if named and named.is_file():
+        if not (named.name.startswith("mmcv_full-") and named.suffix == ".whl"):
+            raise SetupError(f"{VARIABLE}: {named} is no wheel of mmcv-full: name mmcv_full-….whl.")
         return [named]
     found = sorted(named.rglob("mmcv_full-*.whl")) if named else []
+    if named and not found:
+        raise SetupError(f"{VARIABLE}: {named} has no wheel of mmcv-full: name a folder with one.")
     for link in environ.get("PIP_FIND_LINKS", "").split() + environ.get("UV_FIND_LINKS", "").split(","):
         if link:
             found += sorted(Path(link.removeprefix("file://")).glob("mmcv_full-*.whl"))

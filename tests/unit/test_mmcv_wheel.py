@@ -245,9 +245,15 @@ def test_a_machine_without_a_compiler_needs_a_wheel_that_works(
     assert machine.installed == "2.13 cpu"
 
 
-def test_a_wheel_that_is_named_and_not_there_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"^DFVT_MMCV_WHEEL: /nowhere does not exist: name a wheel"):
-        mmcv_wheel.given_wheels({mmcv_wheel.VARIABLE: "/nowhere"})
+def test_what_is_named_and_is_no_wheel_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch()
+    for path, sentence in (
+        ("/nowhere", "/nowhere does not exist: name a wheel"),
+        (str(tmp_path / "README.md"), f"{tmp_path}/README.md is no wheel of mmcv-full"),
+        (str(tmp_path), f"{tmp_path} has no wheel of mmcv-full"),
+    ):
+        with pytest.raises(SetupError, match=f"^DFVT_MMCV_WHEEL: {sentence}"):
+            mmcv_wheel.given_wheels({mmcv_wheel.VARIABLE: path})
 
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
