@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 WHOLE_MACHINE = ("tests/cluster/", "tests/e2e/", "tests/gpu/")  # Ray, a whole experiment, a GPU
 LIGHT = ("tests/e2e/test_coco2017.py", "tests/e2e/test_mistakes.py")  # stages that start no Ray
 PATIENCE = 600  # seconds for what takes a few: other programs may have the processors meanwhile
-THREADS, OWN_THREADS = "OMP_NUM_THREADS", "DFVT_TEST_THREADS"  # the second one says who set the first
-FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS")
+THREADS = "OMP_NUM_THREADS"
+FREE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_NO_ANALYTICS", THREADS)  # no stage in a test has them
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile(
@@ -36,9 +36,9 @@ hypothesis.settings.load_profile("busy machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let each of several test processes compute with one thread: together they have all processors."""
-    if hasattr(config, "workerinput") and OWN_THREADS not in os.environ:
-        os.environ[THREADS] = os.environ[OWN_THREADS] = "1"
+    """Let each of several test processes compute with one thread: together they use all processors."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        os.environ.setdefault(THREADS, "1")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,8 +77,7 @@ class Project:
         )
 
     def environment(self, **changes: str) -> dict[str, str]:
-        free = (*FREE, THREADS, OWN_THREADS) if OWN_THREADS in os.environ else FREE
-        kept = {name: value for name, value in os.environ.items() if name not in free}
+        kept = {name: value for name, value in os.environ.items() if name not in FREE}
         path = os.pathsep.join([str(self.path / ".venv/bin"), os.environ["PATH"]])
         # The copy's own code runs, not that of the checkout which is installed.
         imported = os.pathsep.join([str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -86,7 +86,7 @@ def given_wheels(environ: Mapping[str, str]) -> list[Path]:
         )
     if named and named.is_file():
         if not (named.name.startswith("mmcv_full-") and named.suffix == ".whl"):
-            raise SetupError(f"{VARIABLE}: {named} is no wheel of mmcv-full: name mmcv_full-….whl.")
+            raise SetupError(f"{VARIABLE}: {named} is no wheel of mmcv-full, whose name is mmcv_full-….whl.")
         return [named]
     found = sorted(named.rglob("mmcv_full-*.whl")) if named else []
     if named and not found:
